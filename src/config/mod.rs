@@ -1,0 +1,175 @@
+//! What the user configured: file, environment and flags, merged, checked, immutable.
+//!
+//! `raw.rs` holds the shape users write; [`Settings`] is what the rest of the program sees. No other module may look
+//! at raw values, the environment or flags.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::IpNet;
+
+/// Everything configurable, validated.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// This node's name, in lower case.
+    pub node_name: String,
+    /// Where the last good snapshot is kept.
+    pub state_dir: PathBuf,
+    /// Where objects come from.
+    pub source: SourceSettings,
+    /// What is captured, and how.
+    pub intercept: InterceptSettings,
+    /// The data plane.
+    pub proxy: ProxySettings,
+    /// How backends are reached.
+    pub backends: BackendSettings,
+    /// Names.
+    pub dns: DnsSettings,
+    /// The admin endpoint.
+    pub admin: AdminSettings,
+    /// Logging.
+    pub log: LogSettings,
+}
+
+/// Where objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceSettings {
+    /// Which source.
+    pub kind: SourceKind,
+    /// File or folder for `manifests`.
+    pub manifests: Option<PathBuf>,
+    /// Kubeconfig file for `kubernetes`.
+    pub kubeconfig: Option<PathBuf>,
+    /// MetaServer's URL for `metaserver`.
+    pub metaserver: String,
+}
+
+/// Which source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SourceKind {
+    /// Manifests if a path is given, else Kubernetes if configured, else MetaServer if it answers.
+    Auto,
+    /// The Kubernetes API.
+    Kubernetes,
+    /// KubeEdge's MetaServer.
+    MetaServer,
+    /// Plain files.
+    Manifests,
+}
+
+/// What is captured, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterceptSettings {
+    /// The ClusterIP ranges; empty: found out.
+    pub service_cidrs: Vec<IpNet>,
+    /// Which iptables programs are used.
+    pub iptables_backend: IptablesBackend,
+    /// Remove stale rules of older EdgeMesh versions at start.
+    pub remove_stale: bool,
+    /// Capture `default/kubernetes` as well.
+    pub kubernetes_service: bool,
+    /// How often the rules are checked and repaired.
+    pub sync_period: Duration,
+    /// Packet mark of the agent's own connections; one bit.
+    pub own_mark: u32,
+    /// Packet mark of new packets that are refused; one bit.
+    pub refuse_mark: u32,
+}
+
+/// Which iptables programs are used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum IptablesBackend {
+    /// By the host's hint chains.
+    Auto,
+    /// `iptables-nft`.
+    Nft,
+    /// `iptables-legacy`.
+    Legacy,
+}
+
+/// The data plane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxySettings {
+    /// Port of the acceptor; 0: any free one.
+    pub port: u16,
+    /// Worker threads; 0: one per core, at most two.
+    pub workers: usize,
+    /// How long running connections may go on after SIGTERM.
+    pub drain_timeout: Duration,
+    /// Time for one dial.
+    pub connect_timeout: Duration,
+    /// Time for all dials of one connection together.
+    pub dial_budget: Duration,
+    /// When the next dial starts beside one that hangs.
+    pub dial_stagger: Duration,
+    /// Most connections at once; 0: as many as descriptors allow.
+    pub max_connections: usize,
+    /// Keep the rules in place at the end (`--keep-rules`).
+    pub keep_rules: bool,
+}
+
+/// How backends are reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackendSettings {
+    /// Whether pods on other nodes can be dialled at their own address.
+    pub pod_network: PodNetwork,
+}
+
+/// Whether pods on other nodes can be dialled at their own address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PodNetwork {
+    /// If a route other than the default route covers the address.
+    Auto,
+    /// Always.
+    Routed,
+    /// Never.
+    None,
+}
+
+/// Names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSettings {
+    /// Whether the agent answers DNS.
+    pub mode: DnsMode,
+    /// Where it listens.
+    pub listen: Vec<SocketAddr>,
+    /// The cluster's domain.
+    pub domain: String,
+    /// Upstream servers; empty: those of `/etc/resolv.conf`.
+    pub upstreams: Vec<SocketAddr>,
+}
+
+/// Whether the agent answers DNS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DnsMode {
+    /// Wherever it can.
+    Auto,
+    /// Not at all.
+    Off,
+}
+
+/// The admin endpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AdminSettings {
+    /// Where it listens.
+    pub listen: SocketAddr,
+}
+
+/// Logging.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// A level or a filter in `tracing-subscriber`'s syntax.
+    pub level: String,
+    /// The form of a line.
+    pub format: LogFormat,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}

@@ -1,0 +1,3 @@
+//! Logs, metrics and the admin endpoint. A leaf: anyone may use it, it uses nothing of ours.
+
+pub mod api;
