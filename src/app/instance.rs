@@ -1,0 +1,52 @@
+//! One agent per node: the lock that a running agent holds.
+//!
+//! The lock is a listening socket in the abstract namespace. That namespace belongs to the network namespace, as the
+//! rules do; the kernel frees the name when the process ends, however it ends; and the kernel tells who holds it.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+
+use anyhow::Context;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+
+/// The abstract name, shown as `@edgesplice` by `ss -xl`.
+const NAME: &[u8] = b"edgesplice";
+
+/// Held while this process is the node's agent.
+#[derive(Debug)]
+pub struct InstanceLock {
+    _listener: UnixListener,
+}
+
+/// Another agent runs in this network namespace.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "another edgesplice{} already runs on this node (it holds the socket @edgesplice); stop it first, or ask it \
+     with `edgesplice status`", pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+)]
+pub struct AlreadyRunning {
+    /// Its process id, as far as it can be seen from here.
+    pub pid: Option<i32>,
+}
+
+impl InstanceLock {
+    /// Takes the lock, or says who holds it.
+    pub fn take() -> anyhow::Result<Self> {
+        let name = SocketAddr::from_abstract_name(NAME).context("the name of the instance lock")?;
+        match UnixListener::bind_addr(&name) {
+            Ok(listener) => Ok(Self { _listener: listener }),
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+                Err(AlreadyRunning { pid: holder() }.into())
+            }
+            Err(error) => Err(error).context("cannot take the instance lock @edgesplice"),
+        }
+    }
+}
+
+/// The process id of the running agent, if one runs in this network namespace. A process in another pid namespace
+/// shows as 0.
+pub fn holder() -> Option<i32> {
+    let name = SocketAddr::from_abstract_name(NAME).ok()?;
+    let stream = UnixStream::connect_addr(&name).ok()?;
+    getsockopt(&stream, PeerCredentials).ok().map(|credentials| credentials.pid())
+}
