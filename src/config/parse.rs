@@ -8,12 +8,12 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 /// No setting makes sense beyond a day, and deadlines computed from huge durations would overflow.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+const LONGEST: Duration = Duration::from_hours(24);
 
 /// Marks that kubelet and kube-proxy use for masquerading and dropping.
 const KUBERNETES_MARKS: [u32; 2] = [0x4000, 0x8000];
 
-/// Ranges that can never hold ClusterIPs: capturing them would cut the node off from itself or its links.
+/// Ranges that can never hold services: capturing them would cut the node off from itself or its links.
 const NEVER_SERVICES: [&str; 6] =
     ["127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/4", "::1/128", "fe80::/10", "ff00::/8"];
 

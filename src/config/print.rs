@@ -68,6 +68,7 @@ pub(super) fn duration(duration: Duration) -> String {
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the raw fields are optional, and these fill them")]
+#[expect(clippy::needless_pass_by_value, reason = "most values are small and made on the spot")]
 fn one(value: impl ToString) -> Option<Scalar> {
     Some(Scalar::new(value.to_string()))
 }

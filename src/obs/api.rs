@@ -212,3 +212,40 @@ pub enum Verdict {
     /// The packets are left alone.
     NotIntercepted,
 }
+
+/// One finding of `check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// A short stable name for scripts: `ipset-missing`.
+    pub id: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong, and what comes of it.
+    pub what: String,
+    /// The command that mends it; empty where none does.
+    pub mend: String,
+}
+
+/// How bad a finding is, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The agent cannot work, or works wrongly.
+    Problem,
+    /// The agent works, but worse than it could.
+    Warning,
+    /// Worth knowing.
+    Info,
+}
+
+impl Severity {
+    /// The word in JSON and on the screen.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Problem => "problem",
+            Self::Warning => "warning",
+            Self::Info => "info",
+        }
+    }
+}

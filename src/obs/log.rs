@@ -3,6 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 /// Checks a level (`info`) or filter (`info,edgesplice::dns=debug`); the error says what to give instead.
@@ -13,9 +14,9 @@ pub fn check_filter(text: &str) -> Result<(), String> {
     };
     for directive in text.split(',') {
         // `EnvFilter` takes a bare word for a module's name, so that a level with a typing error would show nothing.
-        if !directive.contains('=')
-            && directive.trim().parse::<tracing_subscriber::filter::LevelFilter>().is_err()
-        {
+        let directive = directive.trim();
+        let level = !directive.is_empty() && directive.parse::<LevelFilter>().is_ok();
+        if !level && !directive.contains('=') {
             return Err(way_out());
         }
     }
