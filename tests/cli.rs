@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 
+use edgesplice::obs::admin::{AdminHandlers, AdminServer};
+
 const HEAD: &str = "apiVersion: edgesplice.io/v1alpha1\nkind: EdgespliceConfiguration\n";
 
 /// The program in an environment of our own, so that the caller's variables have no part in it.
@@ -271,4 +273,116 @@ fn a_closed_pipe_is_no_failure() {
     let output = child.wait_with_output().expect("the program ends");
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert!(output.stderr.is_empty(), "{}", stderr(&output));
+}
+
+#[test]
+fn flags_of_every_command_may_stand_in_front_of_it() {
+    let output = run(&["-o", "json", "version"]);
+    assert!(stdout(&output).starts_with('{'), "{}", stderr(&output));
+    assert_usage_error(&run(&["--log-format", "xml", "run", "--check-config"]), &["flag --log-format"]);
+}
+
+/// An admin endpoint with a small answer, in this process.
+struct Agent {
+    admin: String,
+    stop: tokio_util::sync::CancellationToken,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+const STATUS: &str = r#"{"version":"9.9.9","node":"far","ready":true,
+    "source":{"kind":"manifests","state":"synced","ageSeconds":0.5,"message":""},
+    "proxy":{"port":15001,"activeConnections":0,"acceptedTotal":0,"refusedTotal":0},
+    "serviceCIDRs":[],"services":[]}"#;
+
+impl Agent {
+    fn start() -> Self {
+        let server = AdminServer::bind(([127, 0, 0, 1], 0).into()).expect("a free port");
+        let admin = server.local_addr().to_string();
+        let stop = tokio_util::sync::CancellationToken::new();
+        let stopped = stop.clone();
+        let thread = std::thread::spawn(move || {
+            let handlers = AdminHandlers {
+                status: Box::new(|| serde_json::from_str(STATUS).expect("the status reads")),
+                resolve: Box::new(|target| match target {
+                    "web.shop:80" => serde_json::from_value(serde_json::json!({
+                        "target": target, "service": null, "frontend": null, "mode": null, "policy": null,
+                        "backends": [], "verdict": "refused", "why": "no such service"
+                    }))
+                    .map_err(|e| e.to_string()),
+                    _ => Err(format!("{target} is not understood")),
+                }),
+                health: Box::new(Vec::new),
+                live: Box::new(Vec::new),
+            };
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(server.serve(handlers, stopped)).expect("it serves until it is stopped");
+        });
+        Self { admin, stop, thread: Some(thread) }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[test]
+fn status_and_resolve_ask_the_running_agent() {
+    let agent = Agent::start();
+    let output = run(&["status", "--admin", &agent.admin, "-o", "json"]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
+    assert_eq!(json["node"], "far");
+    let output =
+        edgesplice(&["status"]).env("EDGESPLICE_ADMIN", &agent.admin).output().expect("the program starts");
+    assert!(stdout(&output).contains("edgesplice 9.9.9  ready"), "{}", stdout(&output));
+
+    let output = run(&["resolve", "web.shop:80", "--admin", &agent.admin]);
+    assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
+    assert!(stdout(&output).contains("REFUSED: no such service"), "{}", stdout(&output));
+    let output = run(&["resolve", "web.shop:80", "--admin", &agent.admin, "-o", "json"]);
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON and nothing else");
+    assert_eq!(json["verdict"], "refused");
+    // What only the agent can judge is a wrong flag all the same.
+    assert_usage_error(&run(&["resolve", "web.shop:81", "--admin", &agent.admin]), &["is not understood"]);
+    // In the agent's own container, this variable says where the agent gets its objects.
+    let output = edgesplice(&["resolve", "web.shop:80", "--admin", &agent.admin])
+        .env("EDGESPLICE_SOURCE", "metaserver")
+        .output()
+        .expect("the program starts");
+    assert!(stdout(&output).contains("REFUSED"), "{}", stderr(&output));
+}
+
+#[test]
+fn watch_redraws_until_it_is_interrupted() {
+    let agent = Agent::start();
+    let child = edgesplice(&["status", "--watch", "-o", "json", "--admin", &agent.admin])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    std::thread::sleep(std::time::Duration::from_millis(1500));
+    let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).expect("a process id"));
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).expect("it runs");
+    let output = child.wait_with_output().expect("the program ends");
+    assert_eq!(output.status.code(), Some(0));
+    let answers =
+        serde_json::Deserializer::from_slice(&output.stdout).into_iter::<serde_json::Value>().count();
+    assert!(answers >= 2, "{answers} answers in 1.5 s");
+}
+
+#[test]
+fn an_agent_that_does_not_answer_is_given_up() {
+    // It accepts into its backlog and says nothing.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let admin = mute.local_addr().expect("an address").to_string();
+    let started = std::time::Instant::now();
+    let output = run(&["status", "--admin", &admin]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(stderr(&output).contains("does not answer"), "{}", stderr(&output));
+    assert!(started.elapsed() < std::time::Duration::from_secs(15));
 }

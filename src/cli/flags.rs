@@ -48,7 +48,7 @@ pub struct AdminArgs {
 /// Every flag that is a setting of the agent.
 #[derive(Clone, Debug, Args)]
 pub struct SettingsArgs {
-    /// This node's name, as its Node object has it [default: NODE_NAME, else the host name]
+    /// This node's name, as its Node object has it [default: `NODE_NAME`, else the host name]
     #[arg(long, value_name = "NAME", env = "EDGESPLICE_NODE_NAME", hide_env_values = true)]
     node_name: Option<String>,
     /// Where objects come from: auto, kubernetes, metaserver or manifests [default: auto]
@@ -60,8 +60,13 @@ pub struct SettingsArgs {
     /// Kubeconfig file [default: in-cluster, then KUBECONFIG, then ~/.kube/config]
     #[arg(long, value_name = "FILE", env = "EDGESPLICE_KUBECONFIG", hide_env_values = true)]
     kubeconfig: Option<String>,
-    /// MetaServer of edgecore [default: http://127.0.0.1:10550]
-    #[arg(long, value_name = "URL", env = "EDGESPLICE_METASERVER", hide_env_values = true)]
+    #[arg(
+        long,
+        help = "MetaServer of edgecore [default: http://127.0.0.1:10550]",
+        value_name = "URL",
+        env = "EDGESPLICE_METASERVER",
+        hide_env_values = true
+    )]
     metaserver: Option<String>,
     /// Where the last good snapshot is kept [default: /var/lib/edgesplice]
     #[arg(long, value_name = "DIR", env = "EDGESPLICE_STATE_DIR", hide_env_values = true)]

@@ -166,7 +166,10 @@ pub fn finish(outcome: anyhow::Result<Exit>) -> Exit {
         return Exit::Done;
     }
     out::complain(&format!("error: {}", format!("{error:#}").replace('\n', " ")));
-    if error.chain().any(|cause| cause.is::<UsageError>()) { Exit::Usage } else { Exit::Failed }
+    // As a cause, or as the context of another error.
+    let usage = error.downcast_ref::<UsageError>().is_some()
+        || error.chain().any(<dyn std::error::Error>::is::<UsageError>);
+    if usage { Exit::Usage } else { Exit::Failed }
 }
 
 fn is_broken_pipe(cause: &(dyn std::error::Error + 'static)) -> bool {

@@ -31,7 +31,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let resolution = if context.typed("source") || context.typed("manifests") {
         app::resolve_offline(&settings, &args.target)?
     } else {
-        ask(&settings, &args.target, context.output)?
+        ask(&settings, &args.target)?
     };
     match context.output {
         Output::Json => out::print_json(&resolution)?,
@@ -40,12 +40,11 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     Ok(Exit::Done)
 }
 
-fn ask(settings: &Settings, target: &str, _: Output) -> anyhow::Result<Resolution> {
+fn ask(settings: &Settings, target: &str) -> anyhow::Result<Resolution> {
     let agent = Agent::new(settings)?;
     let path = format!("/api/v1/resolve?target={}", percent_encode(target));
-    let (code, body) = client::block_on(agent.get(&path)).context(
-        "the running agent is asked; --source answers without one, such as --source manifests --manifests PATH",
-    )?;
+    let (code, body) = client::block_on(agent.get(&path))
+        .context("resolve asks the running agent (--source answers without one)")?;
     if code != StatusCode::OK {
         return Err(client::refusal(code, &body));
     }
@@ -102,8 +101,7 @@ fn render(resolution: &Resolution) -> String {
     let mut text = String::new();
     let mut line = |name: &str, value: &str| {
         if !value.is_empty() {
-            text.push_str(&format!("{name:<9} {}", out::plain(value)));
-            text.push('\n');
+            let _ = writeln!(text, "{name:<9} {}", out::plain(value));
         }
     };
     line("target", &resolution.target);
@@ -142,4 +140,81 @@ fn backends(resolution: &Resolution) -> String {
         ]);
     }
     table::text(&table)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::obs::api::ResolvedService;
+    use crate::obs::api::tests::sample;
+
+    #[test]
+    fn targets_are_told_from_typing_errors() {
+        for good in [
+            "10.96.0.1:443",
+            "[fd00::1]:80",
+            "web",
+            "web.shop:80",
+            "web.shop.svc.cluster.local.",
+            "7eleven.shop",
+        ] {
+            assert!(check_target(good).is_ok(), "{good}");
+        }
+        for bad in [
+            "",
+            ":80",
+            "10.96.0.1",
+            "fd00::1",
+            "[fd00::1]",
+            "web:",
+            "web:0",
+            "web:http",
+            "a b",
+            "web..shop",
+            "1.2:3",
+        ] {
+            assert!(check_target(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_target_is_encoded_for_the_query() {
+        assert_eq!(percent_encode("[::1]:80"), "%5B::1%5D:80");
+        assert_eq!(percent_encode("a&b=\u{e9}%"), "a%26b%3D%C3%A9%25");
+    }
+
+    #[test]
+    fn the_way_of_a_destination_is_shown() {
+        let mut backends = sample().services[0].backends.clone();
+        backends[0].eligible = Some(true);
+        backends[1].eligible = Some(false);
+        let resolution = Resolution {
+            target: "web.shop:80".to_owned(),
+            service: Some(ResolvedService {
+                namespace: "shop".to_owned(),
+                name: "web".to_owned(),
+                port: 80,
+                protocol: "TCP".to_owned(),
+                port_name: "http".to_owned(),
+            }),
+            frontend: Some("10.96.0.10:80".to_owned()),
+            mode: Some("tcp".to_owned()),
+            policy: Some("least-request".to_owned()),
+            backends,
+            verdict: Verdict::Proxied,
+            why: "1 of 2 backends is eligible".to_owned(),
+        };
+        insta::assert_snapshot!(render(&resolution), @r#"
+        target    web.shop:80
+        service   shop/web port 80/TCP (http)
+        frontend  10.96.0.10:80
+        mode      tcp
+        policy    least-request
+        verdict   PROXIED: 1 of 2 backends is eligible
+
+        BACKEND          REACH      POD    NODE       STATE    ELIGIBLE  REASON
+        192.0.2.2:30080  host-port  web-0  node-b z1  ready    yes
+        192.0.2.3:30080  host-port  web-0  node-b z1  ejected  no        connection refused, back in 8s
+        "#);
+    }
 }

@@ -186,3 +186,34 @@ pub(super) fn place(backend: &BackendReport) -> String {
     let parts = [backend.node.as_deref(), backend.zone.as_deref()];
     parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::obs::api::tests::sample;
+
+    #[test]
+    fn everything_stands_in_the_table() {
+        insta::assert_snapshot!(render(&sample()), @r#"
+        node     node-a  edgesplice 0.1.0  NOT READY
+        source   manifests  error  1m 1s old  web.yaml, document 2, line 7: no kind
+        proxy    port 15001  connections 2  accepted 40  refused 1  pauses 0
+        rules    nft  unserved ports refused before accept  repairs 1
+        ranges   10.96.0.0/12
+        WAITING  rules: xtables lock is held
+        WARNING  kube-proxy's chains are here too
+
+        SERVICE / BACKEND     VIA            MODE / NODE        STATE      CONNS  TOTAL  FAILED       IN      OUT  REASON
+        shop/web:http 80/TCP  10.96.0.10:80  tcp least-request  1/2 ready      2     40       6  1.5 KiB  1.0 MiB
+          192.0.2.2:30080     host-port      node-b z1          ready          1     20       3
+          192.0.2.3:30080     host-port      node-b z1          ejected        1     20       3                    connection refused, back in 8s
+        "#);
+    }
+
+    #[test]
+    fn no_services_are_said() {
+        let mut status = sample();
+        status.services.clear();
+        assert!(render(&status).ends_with("\nno services\n"));
+    }
+}

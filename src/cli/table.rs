@@ -33,7 +33,11 @@ pub(super) fn cell(text: &str) -> Cell {
 
 /// The table's text without blanks at line ends.
 pub(super) fn text(table: &Table) -> String {
-    table.lines().map(|line| format!("{}\n", line.trim_end())).collect()
+    table.lines().fold(String::new(), |mut text, line| {
+        text.push_str(line.trim_end());
+        text.push('\n');
+        text
+    })
 }
 
 /// A byte count for people: `1.5 MiB`.

@@ -13,6 +13,7 @@ const FEATURES: &[&str] = &["manifests", "tcp"];
 pub struct Args {}
 
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "the names of the public contract")]
 struct Version {
     version: &'static str,
     commit: &'static str,
