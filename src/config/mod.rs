@@ -3,11 +3,38 @@
 //! `raw.rs` holds the shape users write; [`Settings`] is what the rest of the program sees. No other module may look
 //! at raw values, the environment or flags.
 
+#[expect(missing_docs, reason = "each constant is the key's name and nothing else")]
+pub mod keys;
+mod layers;
+mod parse;
+mod print;
+mod raw;
+mod resolve;
+
+#[cfg(test)]
+mod tests;
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+
+pub use layers::{Origin, Override};
+pub use resolve::Inputs;
+
+/// Wrong flags, environment, configuration file or manifests: the message names the key, the value, the place and the
+/// way out. The process ends with exit code 64, and nothing has been changed.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(String);
+
+impl UsageError {
+    /// An error with this one line for the user.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self(message.into())
+    }
+}
 
 /// Everything configurable, validated.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -212,3 +212,125 @@ pub enum Verdict {
     /// The packets are left alone.
     NotIntercepted,
 }
+
+/// One finding of `check`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// A short stable name for scripts: `ipset-missing`.
+    pub id: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong, and what comes of it.
+    pub what: String,
+    /// The command that mends it; empty where none does.
+    pub mend: String,
+}
+
+/// How bad a finding is, the worst first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The agent cannot work, or works wrongly.
+    Problem,
+    /// The agent works, but worse than it could.
+    Warning,
+    /// Worth knowing.
+    Info,
+}
+
+impl Severity {
+    /// The word in JSON and on the screen.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Problem => "problem",
+            Self::Warning => "warning",
+            Self::Info => "info",
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A small agent's status for tests.
+    pub(crate) fn sample() -> Status {
+        let backend = |address: &str, state: &str, reason: &str| BackendReport {
+            address: address.to_owned(),
+            reach: "host-port".to_owned(),
+            node: Some("node-b".to_owned()),
+            zone: Some("z1".to_owned()),
+            pod: Some("web-0".to_owned()),
+            state: state.to_owned(),
+            reason: reason.to_owned(),
+            active_connections: 1,
+            connections_total: 20,
+            failures_total: 3,
+            eligible: None,
+        };
+        Status {
+            version: "0.1.0".to_owned(),
+            node: "node-a".to_owned(),
+            ready: false,
+            conditions: vec![Condition {
+                name: "rules".to_owned(),
+                ok: false,
+                detail: "xtables lock is held".to_owned(),
+            }],
+            source: SourceReport {
+                kind: "manifests".to_owned(),
+                state: "error".to_owned(),
+                age_seconds: 61.5,
+                message: "web.yaml, document 2, line 7: no kind".to_owned(),
+            },
+            proxy: ProxyReport {
+                port: 15001,
+                active_connections: 2,
+                accepted_total: 40,
+                refused_total: 1,
+                accept_pauses_total: 0,
+            },
+            rules: RulesReport {
+                backend: "nft".to_owned(),
+                refuse_before_accept: true,
+                repairs_total: 1,
+                last_error: String::new(),
+            },
+            service_cidrs: vec!["10.96.0.0/12".to_owned()],
+            warnings: vec!["kube-proxy's chains are here too".to_owned()],
+            services: vec![ServiceReport {
+                namespace: "shop".to_owned(),
+                name: "web".to_owned(),
+                port: PortReport {
+                    name: "http".to_owned(),
+                    protocol: "TCP".to_owned(),
+                    port: 80,
+                    app_protocol: None,
+                },
+                frontends: vec!["10.96.0.10:80".to_owned()],
+                mode: "tcp".to_owned(),
+                policy: "least-request".to_owned(),
+                active_connections: 2,
+                connections_total: 40,
+                bytes_in_total: 1536,
+                bytes_out_total: 1 << 20,
+                backends: vec![
+                    backend("192.0.2.2:30080", "ready", ""),
+                    backend("192.0.2.3:30080", "ejected", "connection refused, back in 8s"),
+                ],
+            }],
+        }
+    }
+
+    #[test]
+    fn the_words_of_the_contract_stand_in_the_json() {
+        let json = serde_json::to_value(sample()).unwrap();
+        assert_eq!(json["serviceCIDRs"][0], "10.96.0.0/12");
+        assert_eq!(json["proxy"]["acceptedTotal"], 40);
+        assert_eq!(json["services"][0]["port"]["appProtocol"], serde_json::Value::Null);
+        assert_eq!(json["services"][0]["backends"][0]["failuresTotal"], 3);
+        assert_eq!(json["services"][0]["backends"][0].get("eligible"), None);
+        assert_eq!(serde_json::to_value(Verdict::NotIntercepted).unwrap(), "not-intercepted");
+    }
+}

@@ -1,3 +1,15 @@
 //! Logs, metrics and the admin endpoint. A leaf: anyone may use it, it uses nothing of ours.
 
+/// The admin endpoint.
+pub mod admin;
 pub mod api;
+/// Logging to standard error.
+pub mod log;
+/// Metrics in OpenMetrics text.
+pub mod metrics;
+mod process;
+
+/// Version of this program.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+/// The commit it was built from, or `unknown` where the build had no history at hand.
+pub const COMMIT: &str = env!("EDGESPLICE_COMMIT");

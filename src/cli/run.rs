@@ -1,0 +1,30 @@
+//! `edgesplice run`
+
+use clap::builder::FalseyValueParser;
+
+use super::{Context, Exit, SettingsArgs, out};
+use crate::app;
+
+/// Arguments of `run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    settings: SettingsArgs,
+    /// Print the effective configuration with every default, and end
+    #[arg(long, env = "EDGESPLICE_PRINT_CONFIG", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    print_config: bool,
+    /// Check flags and configuration, and end
+    #[arg(long, env = "EDGESPLICE_CHECK_CONFIG", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    check_config: bool,
+}
+
+/// Runs the agent until it is told to stop.
+pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let settings = context.start()?;
+    if args.print_config {
+        out::print(&settings.to_yaml()?)?;
+    } else if !args.check_config {
+        app::run(settings)?;
+    }
+    Ok(Exit::Done)
+}

@@ -1,0 +1,219 @@
+//! `edgesplice status`
+
+use std::fmt::Write as _;
+use std::io::IsTerminal;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::builder::FalseyValueParser;
+use hyper::StatusCode;
+
+use super::client::{self, Agent};
+use super::{AdminArgs, Context, Exit, Output, out, table};
+use crate::obs::api::{BackendReport, ServiceReport, Status};
+
+/// How often `--watch` redraws.
+const REDRAW: Duration = Duration::from_secs(1);
+
+/// Arguments of `status`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Redraw every second until interrupted
+    #[arg(short, long, env = "EDGESPLICE_WATCH", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    watch: bool,
+}
+
+/// Asks the running agent and prints its answer.
+pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
+    let agent = Agent::new(&context.start()?)?;
+    client::block_on(async {
+        if args.watch {
+            tokio::select! {
+                end = watch(agent, context.output) => end?,
+                interrupt = tokio::signal::ctrl_c() => interrupt?,
+            }
+        } else {
+            out::print(&ask(agent, context.output).await?)?;
+        }
+        Ok(Exit::Done)
+    })
+}
+
+/// Redraws for ever; an agent that is away for a while is shown as such.
+async fn watch(agent: Agent, output: Output) -> anyhow::Result<()> {
+    // To the top left corner, and clear from there.
+    let clear = if std::io::stdout().is_terminal() && output == Output::Table { "\x1b[H\x1b[2J" } else { "" };
+    loop {
+        match ask(agent, output).await {
+            Ok(text) => out::print(&format!("{clear}{text}"))?,
+            Err(e) if output == Output::Table => out::print(&format!("{clear}{e:#}"))?,
+            Err(e) => out::complain(&format!("error: {e:#}")),
+        }
+        tokio::time::sleep(REDRAW).await;
+    }
+}
+
+async fn ask(agent: Agent, output: Output) -> anyhow::Result<String> {
+    let (code, body) = agent.get("/api/v1/status").await?;
+    if code != StatusCode::OK {
+        return Err(client::refusal(code, &body));
+    }
+    let status: Status =
+        serde_json::from_slice(&body).context("the agent's answer is not the status of an agent")?;
+    Ok(match output {
+        // As received: an agent of another version may say more than this program knows.
+        Output::Json => String::from_utf8(body.to_vec()).context("the agent's answer is not text")?,
+        Output::Table => render(&status),
+    })
+}
+
+/// The status for people.
+pub(super) fn render(status: &Status) -> String {
+    let mut text = String::new();
+    head(&mut text, status).and_then(|()| warnings(&mut text, status)).unwrap_or_default();
+    if status.services.is_empty() {
+        text.push_str("\nno services\n");
+    } else {
+        text.push('\n');
+        text.push_str(&services(&status.services));
+    }
+    text
+}
+
+fn head(text: &mut String, status: &Status) -> std::fmt::Result {
+    let Status { source, proxy, rules, .. } = status;
+    let ready = if status.ready { "ready" } else { "NOT READY" };
+    writeln!(
+        text,
+        "node     {}  edgesplice {}  {ready}",
+        out::plain(&status.node),
+        out::plain(&status.version)
+    )?;
+    write!(text, "source   {}  {}  {} old", source.kind, source.state, table::age(source.age_seconds))?;
+    writeln!(text, "{}", after(&source.message))?;
+    write!(
+        text,
+        "proxy    port {}  connections {}  accepted {}",
+        proxy.port, proxy.active_connections, proxy.accepted_total
+    )?;
+    writeln!(text, "  refused {}  pauses {}", proxy.refused_total, proxy.accept_pauses_total)?;
+    let refusal = if rules.refuse_before_accept { "refused before accept" } else { "reset after accept" };
+    let backend = if rules.backend.is_empty() { "none" } else { &rules.backend };
+    write!(text, "rules    {backend}  unserved ports {refusal}  repairs {}", rules.repairs_total)?;
+    writeln!(text, "{}", after(&rules.last_error))?;
+    let ranges =
+        if status.service_cidrs.is_empty() { "none".to_owned() } else { status.service_cidrs.join("  ") };
+    writeln!(text, "ranges   {}", out::plain(&ranges))
+}
+
+/// More about a line, behind it.
+fn after(message: &str) -> String {
+    if message.is_empty() { String::new() } else { format!("  {}", out::plain(message)) }
+}
+
+fn warnings(text: &mut String, status: &Status) -> std::fmt::Result {
+    for condition in status.conditions.iter().filter(|c| !c.ok) {
+        writeln!(text, "WAITING  {}: {}", out::plain(&condition.name), out::plain(&condition.detail))?;
+    }
+    for warning in &status.warnings {
+        writeln!(text, "WARNING  {}", out::plain(warning))?;
+    }
+    Ok(())
+}
+
+/// One line a service port, and its backends indented below it.
+fn services(services: &[ServiceReport]) -> String {
+    let headings = [
+        "SERVICE / BACKEND",
+        "VIA",
+        "MODE / NODE",
+        "STATE",
+        ">CONNS",
+        ">TOTAL",
+        ">FAILED",
+        ">IN",
+        ">OUT",
+        "REASON",
+    ];
+    let mut table = table::new(&headings);
+    for service in services {
+        table.add_row(vec![
+            table::cell(&port_name(service)),
+            table::cell(&service.frontends.join(" ")),
+            table::cell(&format!("{} {}", service.mode, service.policy)),
+            table::cell(&ready_count(&service.backends)),
+            table::cell(&service.active_connections.to_string()),
+            table::cell(&service.connections_total.to_string()),
+            table::cell(&service.backends.iter().map(|b| b.failures_total).sum::<u64>().to_string()),
+            table::cell(&table::bytes(service.bytes_in_total)),
+            table::cell(&table::bytes(service.bytes_out_total)),
+            comfy_table::Cell::new(""),
+        ]);
+        for backend in &service.backends {
+            table.add_row(vec![
+                table::cell(&format!("  {}", backend.address)),
+                table::cell(&backend.reach),
+                table::cell(&place(backend)),
+                table::cell(&backend.state),
+                table::cell(&backend.active_connections.to_string()),
+                table::cell(&backend.connections_total.to_string()),
+                table::cell(&backend.failures_total.to_string()),
+                comfy_table::Cell::new(""),
+                comfy_table::Cell::new(""),
+                comfy_table::Cell::new(out::plain(&backend.reason)),
+            ]);
+        }
+    }
+    table::text(&table)
+}
+
+/// `namespace/name:port 80/TCP`
+fn port_name(service: &ServiceReport) -> String {
+    let port = &service.port;
+    let name = if port.name.is_empty() { String::new() } else { format!(":{}", port.name) };
+    format!("{}/{}{name} {}/{}", service.namespace, service.name, port.port, port.protocol)
+}
+
+fn ready_count(backends: &[BackendReport]) -> String {
+    let ready = backends.iter().filter(|b| b.state == "ready").count();
+    format!("{ready}/{} ready", backends.len())
+}
+
+/// Node and zone of a backend, as far as they are known.
+pub(super) fn place(backend: &BackendReport) -> String {
+    let parts = [backend.node.as_deref(), backend.zone.as_deref()];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::obs::api::tests::sample;
+
+    #[test]
+    fn everything_stands_in_the_table() {
+        insta::assert_snapshot!(render(&sample()), @r#"
+        node     node-a  edgesplice 0.1.0  NOT READY
+        source   manifests  error  1m 1s old  web.yaml, document 2, line 7: no kind
+        proxy    port 15001  connections 2  accepted 40  refused 1  pauses 0
+        rules    nft  unserved ports refused before accept  repairs 1
+        ranges   10.96.0.0/12
+        WAITING  rules: xtables lock is held
+        WARNING  kube-proxy's chains are here too
+
+        SERVICE / BACKEND     VIA            MODE / NODE        STATE      CONNS  TOTAL  FAILED       IN      OUT  REASON
+        shop/web:http 80/TCP  10.96.0.10:80  tcp least-request  1/2 ready      2     40       6  1.5 KiB  1.0 MiB
+          192.0.2.2:30080     host-port      node-b z1          ready          1     20       3
+          192.0.2.3:30080     host-port      node-b z1          ejected        1     20       3                    connection refused, back in 8s
+        "#);
+    }
+
+    #[test]
+    fn no_services_are_said() {
+        let mut status = sample();
+        status.services.clear();
+        assert!(render(&status).ends_with("\nno services\n"));
+    }
+}

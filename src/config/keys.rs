@@ -1,0 +1,31 @@
+//! The names of all keys, as the file nests them. Flags and messages use these same names.
+
+pub const NODE_NAME: &str = "node.name";
+pub const STATE_DIR: &str = "stateDir";
+pub const SOURCE_KIND: &str = "source.kind";
+pub const MANIFESTS_PATH: &str = "source.manifests.path";
+pub const KUBECONFIG: &str = "source.kubernetes.kubeconfig";
+pub const METASERVER_URL: &str = "source.metaserver.url";
+pub const SERVICE_CIDRS: &str = "intercept.serviceCIDRs";
+pub const IPTABLES_BACKEND: &str = "intercept.iptablesBackend";
+pub const REMOVE_STALE: &str = "intercept.removeStale";
+pub const KUBERNETES_SERVICE: &str = "intercept.kubernetesService";
+pub const SYNC_PERIOD: &str = "intercept.syncPeriod";
+pub const OWN_MARK: &str = "intercept.ownMark";
+pub const REFUSE_MARK: &str = "intercept.refuseMark";
+pub const PROXY_PORT: &str = "proxy.port";
+pub const WORKERS: &str = "proxy.workers";
+pub const DRAIN_TIMEOUT: &str = "proxy.drainTimeout";
+pub const CONNECT_TIMEOUT: &str = "proxy.connectTimeout";
+pub const DIAL_BUDGET: &str = "proxy.dialBudget";
+pub const DIAL_STAGGER: &str = "proxy.dialStagger";
+pub const MAX_CONNECTIONS: &str = "proxy.maxConnections";
+pub const KEEP_RULES: &str = "proxy.keepRules";
+pub const POD_NETWORK: &str = "backends.podNetwork";
+pub const DNS_MODE: &str = "dns.mode";
+pub const DNS_LISTEN: &str = "dns.listen";
+pub const DNS_DOMAIN: &str = "dns.domain";
+pub const DNS_UPSTREAMS: &str = "dns.upstreams";
+pub const ADMIN_LISTEN: &str = "admin.listen";
+pub const LOG_LEVEL: &str = "log.level";
+pub const LOG_FORMAT: &str = "log.format";
