@@ -1,1 +1,15 @@
-//! balance: see ARCHITECTURE.md.
+//! Which backend a connection goes to: policies, health, affinity, and the data plane's view of the snapshot.
+//!
+//! Picking is pure: time comes in, nothing is dialled here, and no lock is taken (services with client affinity
+//! excepted). What does not belong here: sockets, timeouts, retries; those are `proxy`'s.
+
+pub mod affinity;
+pub mod health;
+mod pool;
+mod upstream;
+mod upstreams;
+
+pub use health::{EjectionPolicy, Health, Standing, Tick};
+pub use pool::{Endpoint, Lease, Pool};
+pub use upstream::{PortCounters, Upstream};
+pub use upstreams::{BackendState, BackendView, PortView, Upstreams};

@@ -1,1 +1,190 @@
-//! proxy: see ARCHITECTURE.md.
+//! The data plane: accept, find the service port, dial, relay.
+//!
+//! A connection's way: `accept` takes it, `conn` reads where it wanted to go, finds the service port and has [`dial`]
+//! connect a backend before a byte is read from the client, [`relay`] moves the bytes until both sides have
+//! ended. What does not belong here: which backends exist (`model`), which of them is picked (`balance`), and how
+//! packets get here (`rules`).
+
+mod accept;
+mod conn;
+pub mod dial;
+pub mod relay;
+
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{
+    AtomicBool, AtomicU64,
+    Ordering::{Acquire, Relaxed, Release},
+};
+
+use anyhow::Context as _;
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use crate::balance::Upstreams;
+use crate::config::ProxySettings;
+use crate::life::Drain;
+use crate::net::sock;
+
+use dial::{DialLimits, TcpDialer};
+use relay::PipePool;
+
+/// Descriptors left for everything that is not a connection: files, DNS, the admin endpoint, the source.
+const RESERVED_DESCRIPTORS: u64 = 128;
+/// Most pipes at once. Beyond that, streams are copied; a busy node has far fewer bulk streams than connections.
+const MAX_PIPES: u64 = 1024;
+
+/// Says which addresses must never be dialled (captured ranges, our own listener). The model leaves those out
+/// already; this is the last line of defence against a loop.
+pub type Guard = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
+
+/// Reads where a client wanted to go; the second argument is the client's address.
+pub type Destination = Arc<dyn Fn(&TcpStream, SocketAddr) -> std::io::Result<SocketAddr> + Send + Sync>;
+
+/// What the data plane has seen.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Connections open now.
+    pub active: AtomicU64,
+    /// Connections accepted since start.
+    pub accepted: AtomicU64,
+    /// Connections reset because they had nowhere to go.
+    pub refused: AtomicU64,
+    /// Times that accepting paused at a limit.
+    pub accept_pauses: AtomicU64,
+}
+
+/// The data plane, bound but not serving yet.
+pub struct Proxy {
+    listeners: Vec<TcpListener>,
+    shared: Shared,
+}
+
+/// What all connections share.
+struct Shared {
+    port: u16,
+    counters: Arc<Counters>,
+    limits: DialLimits,
+    max_connections: u64,
+    destination: Destination,
+    guard: Guard,
+    dialer: TcpDialer,
+    pipes: PipePool,
+    killed: AtomicBool,
+    kill: Notify,
+    /// Told when a connection has ended.
+    ended: Notify,
+}
+
+impl Proxy {
+    /// Binds the acceptor. `own_mark` is the packet mark of outbound connections; 0 sets none (tests).
+    ///
+    /// Fails if the port is taken or the mark may not be set.
+    pub fn bind(settings: &ProxySettings, own_mark: u32) -> anyhow::Result<Self> {
+        if own_mark != 0 {
+            sock::check_mark(own_mark).with_context(|| {
+                format!(
+                    "cannot set packet mark {own_mark:#x} on a socket; run as root or grant CAP_NET_ADMIN"
+                )
+            })?;
+        }
+        let listener = sock::listen(settings.port, false).with_context(|| {
+            format!("cannot listen on TCP port {}; choose another one with --proxy-port", settings.port)
+        })?;
+        let port = sock::local_addr(&listener).context("cannot read the acceptor's own port")?.port();
+        let descriptors = sock::nofile().context("cannot read the limit of open descriptors")?;
+        let max_pipes = MAX_PIPES.min(descriptors / 16);
+        let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS + 2 * max_pipes) / 2;
+        let max_connections = match settings.max_connections {
+            0 => by_descriptors.max(1),
+            n => u64::try_from(n).unwrap_or(u64::MAX),
+        };
+        Ok(Self {
+            listeners: vec![listener],
+            shared: Shared {
+                port,
+                counters: Arc::default(),
+                limits: DialLimits {
+                    connect_timeout: settings.connect_timeout,
+                    budget: settings.dial_budget,
+                    stagger: settings.dial_stagger,
+                },
+                max_connections,
+                destination: Arc::new(sock::original_dst),
+                guard: Arc::new(|_| false),
+                dialer: TcpDialer { mark: own_mark },
+                pipes: PipePool::new(usize::try_from(max_pipes).unwrap_or(usize::MAX)),
+                killed: AtomicBool::new(false),
+                kill: Notify::new(),
+                ended: Notify::new(),
+            },
+        })
+    }
+
+    /// Reads destinations with `destination` instead of from conntrack.
+    #[must_use]
+    pub fn with_destination(mut self, destination: Destination) -> Self {
+        self.shared.destination = destination;
+        self
+    }
+
+    /// Never dials an address for which `guard` says true.
+    #[must_use]
+    pub fn with_guard(mut self, guard: Guard) -> Self {
+        self.shared.guard = guard;
+        self
+    }
+
+    /// The port that was bound.
+    pub fn port(&self) -> u16 {
+        self.shared.port
+    }
+
+    /// What the data plane has seen; stays valid while it serves.
+    pub fn counters(&self) -> Arc<Counters> {
+        Arc::clone(&self.shared.counters)
+    }
+
+    /// Serves until `drain` stops and the last connection has ended, or `drain` kills, which resets what is left.
+    ///
+    /// Runs on the current runtime, which should be the data plane's own.
+    pub async fn serve(self, upstreams: Arc<Upstreams>, drain: Drain) -> anyhow::Result<()> {
+        let shared = Arc::new(self.shared);
+        for listener in self.listeners {
+            let listener = tokio::net::TcpListener::from_std(listener)
+                .context("cannot hand the acceptor's socket to the runtime")?;
+            let acceptor = accept::Acceptor::new(listener, Arc::clone(&shared), Arc::clone(&upstreams))?;
+            drain.spawn("accept", acceptor.run(drain.clone()));
+        }
+        drain.stop().cancelled().await;
+        tokio::select! {
+            () = drain.kill().cancelled() => {
+                shared.killed.store(true, Release);
+                shared.kill.notify_waiters();
+            }
+            () = shared.idle() => {}
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// Waits until no connection is open.
+    async fn idle(&self) {
+        loop {
+            let ended = self.ended.notified();
+            if self.counters.active.load(Relaxed) == 0 {
+                return;
+            }
+            ended.await;
+        }
+    }
+
+    /// Waits until running connections must end at once.
+    async fn until_killed(&self) {
+        let kill = self.kill.notified();
+        if !self.killed.load(Acquire) {
+            kill.await;
+        }
+    }
+}

@@ -1,0 +1,316 @@
+//! All service ports as the data plane uses them, kept in step with the snapshot at the cost of what changed.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use imbl::OrdMap;
+use imbl::ordmap::DiffItem;
+use tokio::sync::watch;
+
+use crate::model::{Backend, BackendSet, Frontend, PortId, ServicePort, Snapshot};
+
+use super::affinity::Affinity;
+use super::health::{EjectionPolicy, Health, Standing, Tick};
+use super::pool::{Endpoint, Pool};
+use super::upstream::{PortCounters, Upstream};
+
+/// What readers see: swapped as a whole.
+#[derive(Debug, Default)]
+struct Table {
+    by_frontend: OrdMap<Frontend, Arc<Upstream>>,
+    by_id: OrdMap<PortId, Arc<Upstream>>,
+}
+
+/// What only [`Upstreams::apply`] changes.
+#[derive(Debug, Default)]
+struct Memory {
+    snapshot: Arc<Snapshot>,
+    health: HashMap<SocketAddr, Weak<Health>>,
+    /// Size of `health` at which the entries nobody uses any more are swept out.
+    sweep_at: usize,
+    /// Counters of service ports that are gone but still have connections.
+    retired: HashMap<PortId, Arc<PortCounters>>,
+    /// Backends that are gone from their service port but may still have connections.
+    draining: Vec<Draining>,
+}
+
+#[derive(Clone, Debug)]
+struct Draining {
+    port: PortId,
+    backend: Backend,
+    endpoint: Arc<Endpoint>,
+}
+
+/// What a backend is to the data plane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BackendState {
+    /// It may be picked.
+    Ready,
+    /// Its dials failed; it is left out for a while.
+    Ejected,
+    /// It is gone from the snapshot, and some connections to it go on.
+    Draining,
+}
+
+impl BackendState {
+    /// The word of the public contract.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Ejected => "ejected",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// A backend and its numbers.
+#[derive(Clone, Debug)]
+pub struct BackendView {
+    /// The backend as the snapshot has, or had, it.
+    pub backend: Backend,
+    /// What it is to the data plane.
+    pub state: BackendState,
+    /// Dials under way and connections open now.
+    pub active: u32,
+    /// Connections since start.
+    pub connections: u64,
+    /// Failed dials since start.
+    pub failures: u64,
+}
+
+/// A service port with its numbers.
+#[derive(Clone, Debug)]
+pub struct PortView {
+    /// The service port of the snapshot.
+    pub port: Arc<ServicePort>,
+    /// What it has seen.
+    pub counters: Arc<PortCounters>,
+    /// Its eligible backends, then those that are draining. What the snapshot excludes is in `port`.
+    pub backends: Vec<BackendView>,
+}
+
+/// All service ports as the data plane uses them.
+#[derive(Debug)]
+pub struct Upstreams {
+    table: ArcSwap<Table>,
+    memory: Mutex<Memory>,
+    changes: Arc<watch::Sender<u64>>,
+    epoch: Instant,
+}
+
+impl Default for Upstreams {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Upstreams {
+    /// No service ports.
+    pub fn new() -> Self {
+        Self {
+            table: ArcSwap::default(),
+            memory: Mutex::default(),
+            changes: Arc::new(watch::channel(0).0),
+            // One microsecond back, so that no tick is 0.
+            epoch: now().checked_sub(std::time::Duration::from_micros(1)).unwrap_or_else(now),
+        }
+    }
+
+    /// The present moment. Follows tokio's clock, so that tests can stop it.
+    pub fn now(&self) -> Tick {
+        let since = now().saturating_duration_since(self.epoch);
+        Tick(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    /// Puts `snapshot` in force for new connections. Service ports that did not change keep what they are; those
+    /// that did keep their counters, their clients' pins if they still want any, and what is known of their backends.
+    pub fn apply(&self, snapshot: Arc<Snapshot>) {
+        let mut memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let table = self.table.load_full();
+        let (mut by_id, mut by_frontend) = (table.by_id.clone(), table.by_frontend.clone());
+        let before = Arc::clone(&memory.snapshot);
+
+        for item in before.ports.diff(&snapshot.ports) {
+            match item {
+                DiffItem::Add(id, port) | DiffItem::Update { new: (id, port), .. } => {
+                    let upstream = memory.upstream(port, by_id.get(id), &self.changes);
+                    by_id.insert(id.clone(), Arc::new(upstream));
+                }
+                DiffItem::Remove(id, _) => {
+                    if let Some(old) = by_id.remove(id) {
+                        memory.note_draining(&old, None);
+                        memory.retired.insert(id.clone(), Arc::clone(&old.counters));
+                    }
+                }
+            }
+        }
+        for item in before.frontends.diff(&snapshot.frontends) {
+            match item {
+                DiffItem::Add(frontend, port) | DiffItem::Update { new: (frontend, port), .. } => {
+                    if let Some(upstream) = by_id.get(&port.id) {
+                        by_frontend.insert(*frontend, Arc::clone(upstream));
+                    }
+                }
+                DiffItem::Remove(frontend, _) => {
+                    by_frontend.remove(frontend);
+                }
+            }
+        }
+        self.table.store(Arc::new(Table { by_frontend, by_id }));
+        drop((table, before));
+        memory.snapshot = snapshot;
+        memory.sweep();
+    }
+
+    /// The service port offered at `frontend`.
+    pub fn lookup(&self, frontend: &Frontend) -> Option<Arc<Upstream>> {
+        self.table.load().by_frontend.get(frontend).cloned()
+    }
+
+    /// The service port with that identity.
+    pub fn get(&self, id: &PortId) -> Option<Arc<Upstream>> {
+        self.table.load().by_id.get(id).cloned()
+    }
+
+    /// Changes whenever a backend is ejected or comes back.
+    pub fn health_changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    /// The numbers of one service port.
+    pub fn view(&self, id: &PortId) -> Option<PortView> {
+        let upstream = self.get(id)?;
+        Some(self.view_of(&upstream, &self.draining()))
+    }
+
+    /// The numbers of every service port, in the order of their identities.
+    pub fn views(&self) -> Vec<PortView> {
+        let (table, draining) = (self.table.load_full(), self.draining());
+        table.by_id.values().map(|upstream| self.view_of(upstream, &draining)).collect()
+    }
+
+    fn draining(&self) -> Vec<Draining> {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        memory.draining.iter().filter(|d| d.endpoint.active() > 0).cloned().collect()
+    }
+
+    fn view_of(&self, upstream: &Upstream, draining: &[Draining]) -> PortView {
+        let now = self.now();
+        let live = |(set, pool): (&BackendSet, &Pool)| {
+            let views = set.eligible.iter().zip(pool.endpoints()).map(|(backend, endpoint)| {
+                let ready = endpoint.health.standing(now) == Standing::Ready;
+                view(backend, endpoint, if ready { BackendState::Ready } else { BackendState::Ejected })
+            });
+            views.collect::<Vec<_>>()
+        };
+        let mut backends = live((&upstream.port.v4, &upstream.v4));
+        backends.extend(live((&upstream.port.v6, &upstream.v6)));
+        let gone = draining.iter().filter(|d| d.port == upstream.port.id);
+        backends.extend(gone.map(|d| view(&d.backend, &d.endpoint, BackendState::Draining)));
+        PortView { port: Arc::clone(&upstream.port), counters: Arc::clone(&upstream.counters), backends }
+    }
+}
+
+fn view(backend: &Backend, endpoint: &Endpoint, state: BackendState) -> BackendView {
+    BackendView {
+        backend: backend.clone(),
+        state,
+        active: endpoint.active(),
+        connections: endpoint.connections(),
+        failures: endpoint.failures(),
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+impl Memory {
+    /// The new upstream for `port`, taking over from `old` what lives on.
+    fn upstream(
+        &mut self,
+        port: &Arc<ServicePort>,
+        old: Option<&Arc<Upstream>>,
+        changes: &Arc<watch::Sender<u64>>,
+    ) -> Upstream {
+        let counters = match old {
+            Some(old) => Arc::clone(&old.counters),
+            None => self.retired.remove(&port.id).unwrap_or_default(),
+        };
+        let affinity = port.affinity.map(|_| {
+            old.and_then(|old| old.affinity.as_ref())
+                .map_or_else(|| Arc::new(Affinity::default()), Arc::clone)
+        });
+        let ejection = EjectionPolicy::from(&port.outlier);
+        let mut known: HashMap<SocketAddr, Arc<Endpoint>> = self
+            .draining
+            .iter()
+            .filter(|d| d.port == port.id)
+            .map(|d| (d.endpoint.addr, Arc::clone(&d.endpoint)))
+            .collect();
+        if let Some(old) = old {
+            let endpoints = old.v4.endpoints().iter().chain(old.v6.endpoints());
+            known.extend(endpoints.map(|e| (e.addr, Arc::clone(e))));
+        }
+        let mut pool = |set: &BackendSet| {
+            let endpoints = set.eligible.iter().map(|b| {
+                let addr = b.addr.0;
+                known
+                    .get(&addr)
+                    .cloned()
+                    .unwrap_or_else(|| Arc::new(Endpoint::new(addr, self.health_of(addr, changes))))
+            });
+            Pool::new(endpoints.collect(), set.preferred, ejection.max_percent)
+        };
+        let (v4, v6) = (pool(&port.v4), pool(&port.v6));
+        let new = Upstream { port: Arc::clone(port), counters, ejection, affinity, v4, v6 };
+        if let Some(old) = old {
+            self.note_draining(old, Some(&new));
+        }
+        self.draining.retain(|d| d.port != new.port.id || !new.has(d.endpoint.addr));
+        new
+    }
+
+    fn health_of(&mut self, addr: SocketAddr, changes: &Arc<watch::Sender<u64>>) -> Arc<Health> {
+        if let Some(known) = self.health.get(&addr).and_then(Weak::upgrade) {
+            return known;
+        }
+        let health = Arc::new(Health::new(Arc::clone(changes)));
+        self.health.insert(addr, Arc::downgrade(&health));
+        health
+    }
+
+    /// Remembers the backends of `old` that `new` has no more, for as long as they have connections.
+    fn note_draining(&mut self, old: &Upstream, new: Option<&Upstream>) {
+        for (set, pool) in [(&old.port.v4, &old.v4), (&old.port.v6, &old.v6)] {
+            for (backend, endpoint) in set.eligible.iter().zip(pool.endpoints()) {
+                if endpoint.active() > 0 && !new.is_some_and(|new| new.has(endpoint.addr)) {
+                    self.draining.push(Draining {
+                        port: old.port.id.clone(),
+                        backend: backend.clone(),
+                        endpoint: Arc::clone(endpoint),
+                    });
+                }
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        self.draining.retain(|d| d.endpoint.active() > 0);
+        self.retired.retain(|_, counters| counters.active.load(Relaxed) > 0);
+        if self.health.len() > self.sweep_at {
+            self.health.retain(|_, health| health.strong_count() > 0);
+            self.sweep_at = self.health.len() * 2 + 64;
+        }
+    }
+}
+
+impl Upstream {
+    fn has(&self, addr: SocketAddr) -> bool {
+        self.v4.position(addr).or_else(|| self.v6.position(addr)).is_some()
+    }
+}

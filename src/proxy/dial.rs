@@ -1,0 +1,205 @@
+//! Connecting a backend: the next one at once when a dial fails, beside it when a dial hangs, each at most once.
+//!
+//! Nothing has been read from the client by then, so every retry is safe.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until};
+
+use crate::balance::{Lease, Pool, Upstream, Upstreams};
+use crate::net::sock;
+
+/// How a backend is connected; tests put something else in its place.
+pub trait Dialer: Send + Sync {
+    /// What a successful dial gives.
+    type Stream: Send;
+    /// Connects to `addr`. Dropping the future gives up.
+    fn dial(&self, addr: SocketAddr) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// Dials over TCP with the options of [`sock::connect`].
+#[derive(Clone, Copy, Debug)]
+pub struct TcpDialer {
+    /// Packet mark; 0 for none.
+    pub mark: u32,
+}
+
+impl Dialer for TcpDialer {
+    type Stream = TcpStream;
+
+    fn dial(&self, addr: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send {
+        sock::connect(addr, self.mark)
+    }
+}
+
+/// How long dials may take.
+#[derive(Clone, Copy, Debug)]
+pub struct DialLimits {
+    /// One dial, unless the service port sets its own.
+    pub connect_timeout: Duration,
+    /// All dials of one connection together.
+    pub budget: Duration,
+    /// When the next dial starts beside one that hangs.
+    pub stagger: Duration,
+}
+
+/// Why no backend was connected.
+#[derive(Debug, Error)]
+pub enum DialError {
+    /// The service port has none any more.
+    #[error("the service port has no eligible backend")]
+    NoBackend,
+    /// All were tried, or as many as the time allowed.
+    #[error("none of {tried} backends could be connected, the last said: {last}")]
+    Exhausted {
+        /// How many were tried.
+        tried: usize,
+        /// What the last dial to end said.
+        last: io::Error,
+    },
+    /// This machine lacks descriptors or memory; no backend is to blame.
+    #[error("cannot open a connection on this machine: {0}")]
+    Local(io::Error),
+    /// The client has gone.
+    #[error("the client has gone")]
+    ClientGone,
+}
+
+/// Who wants to be connected to what.
+pub struct Request<'a> {
+    /// All service ports, for their clock.
+    pub upstreams: &'a Upstreams,
+    /// The service port.
+    pub upstream: &'a Upstream,
+    /// Its backends of the frontend's family.
+    pub pool: &'a Pool,
+    /// The client, for policies and affinity that look at it.
+    pub client: IpAddr,
+    /// How long dials may take.
+    pub limits: DialLimits,
+    /// Says which addresses must not be dialled.
+    pub guard: &'a (dyn Fn(SocketAddr) -> bool + Send + Sync),
+}
+
+/// One dial under way.
+struct Attempt<F> {
+    dial: Pin<Box<F>>,
+    lease: Lease,
+    started: Instant,
+    deadline: Instant,
+}
+
+enum Event<S> {
+    Done(usize, io::Result<S>),
+    Timer,
+    ClientGone,
+}
+
+/// Connects `request` to a backend. `client_gone` is watched as soon as the first dial does not succeed at once.
+pub async fn dial<D: Dialer>(
+    dialer: &D,
+    request: Request<'_>,
+    client_gone: impl Future<Output = ()>,
+) -> Result<(D::Stream, Lease), DialError> {
+    let Request { upstreams, upstream, limits, .. } = request;
+    let timeout = upstream.port.connect_timeout.unwrap_or(limits.connect_timeout);
+    let begun = Instant::now();
+    let end = begun + limits.budget;
+    let mut next_start = begun;
+    let mut tried = Vec::new();
+    let mut attempts = Vec::with_capacity(1);
+    let mut last = DialError::NoBackend;
+    let (mut exhausted, mut slow) = (false, false);
+    let mut client_gone = pin!(client_gone);
+    let mut timer = pin!(sleep_until(end));
+
+    loop {
+        let now = Instant::now();
+        while !exhausted && now < end && (attempts.is_empty() || now >= next_start) {
+            match request.next(&mut tried) {
+                Some(lease) => {
+                    next_start = now + limits.stagger;
+                    let dial = Box::pin(dialer.dial(lease.endpoint().addr));
+                    attempts.push(Attempt { dial, lease, started: now, deadline: end.min(now + timeout) });
+                }
+                None => exhausted = true,
+            }
+        }
+        let Some(due) = attempts.iter().map(|a| a.deadline).min() else { return Err(last) };
+        timer.as_mut().reset(if exhausted { due } else { due.min(next_start) });
+
+        let event = poll_fn(|cx| {
+            for (i, attempt) in attempts.iter_mut().enumerate() {
+                if let Poll::Ready(result) = attempt.dial.as_mut().poll(cx) {
+                    return Poll::Ready(Event::Done(i, result));
+                }
+            }
+            if slow && client_gone.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Event::ClientGone);
+            }
+            timer.as_mut().poll(cx).map(|()| Event::Timer)
+        })
+        .await;
+        slow = true;
+
+        match event {
+            Event::Done(i, Ok(stream)) => {
+                let winner = attempts.swap_remove(i);
+                let now = Instant::now();
+                winner.lease.endpoint().succeeded(upstreams.now(), now - winner.started);
+                // Whoever had more than the stagger and still lost to a later start does not answer.
+                for loser in attempts.iter().filter(|a| a.started < winner.started) {
+                    loser.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
+                }
+                return Ok((stream, winner.lease));
+            }
+            Event::Done(i, Err(e)) => {
+                let loser = attempts.swap_remove(i);
+                if sock::is_shortage(&e) {
+                    return Err(DialError::Local(e));
+                }
+                if !sock::is_local_fault(&e) {
+                    loser.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
+                }
+                last = DialError::Exhausted { tried: tried.len(), last: e };
+                // The next one starts at once.
+                next_start = begun;
+            }
+            Event::Timer => {
+                let now = Instant::now();
+                attempts.retain(|a| {
+                    let over = now >= a.deadline;
+                    if over {
+                        a.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
+                        last =
+                            DialError::Exhausted { tried: tried.len(), last: io::ErrorKind::TimedOut.into() };
+                    }
+                    !over
+                });
+            }
+            Event::ClientGone => return Err(DialError::ClientGone),
+        }
+    }
+}
+
+impl Request<'_> {
+    /// The next backend that was not tried, counted in. Those that must not be dialled count as tried.
+    fn next(&self, tried: &mut Vec<usize>) -> Option<Lease> {
+        loop {
+            let index = self.upstream.pick(self.pool, self.client, tried, self.upstreams.now())?;
+            tried.push(index);
+            let endpoint = &self.pool.endpoints()[index];
+            if !(self.guard)(endpoint.addr) {
+                return Some(endpoint.lease());
+            }
+            tracing::debug!(backend = %endpoint.addr, "not dialled: it would lead back here");
+        }
+    }
+}

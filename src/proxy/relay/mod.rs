@@ -1,0 +1,143 @@
+//! Moving bytes between a client and a backend until both have ended.
+//!
+//! Each direction runs in gears of its own. Idle, it holds no buffer. Messages go through a scratch buffer of the
+//! thread (`copy`); only what the receiver would not take at once is kept. A direction that streams moves to
+//! `splice(2)` with a pooled pipe (`splice`) and gives the pipe back when it falls silent.
+//!
+//! Ends keep their meaning: end of stream becomes a shut write half while the other direction goes on, a reset
+//! becomes a reset, and an orderly close never turns into one.
+
+mod copy;
+mod direction;
+mod pipe;
+mod splice;
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::AsyncWrite;
+use tokio::net::TcpStream;
+use tokio::net::tcp::WriteHalf;
+
+use crate::balance::PortCounters;
+use crate::net::sock;
+
+use direction::{Direction, Fault};
+pub use pipe::{PipePool, PipeStats};
+
+/// How a relayed connection ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Both sides ended their streams, and all was delivered.
+    Orderly,
+    /// The client's side broke.
+    ClientReset,
+    /// The backend's side broke.
+    BackendReset,
+}
+
+/// Where a direction stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    /// Bytes may come.
+    Open,
+    /// The source has ended its stream and everything was delivered.
+    Ended,
+    /// The receiver broke. What the receiver had sent before is still passed on.
+    Broken,
+}
+
+/// One connection's two directions. Poll it until it ends, then drop it, which closes both sockets.
+#[derive(Debug)]
+pub struct Relay {
+    client: TcpStream,
+    backend: TcpStream,
+    up: Direction,
+    down: Direction,
+    up_flow: Flow,
+    down_flow: Flow,
+    counters: Arc<PortCounters>,
+}
+
+impl Relay {
+    /// Relays between `client` and `backend`, counting on `counters` as bytes are delivered.
+    pub fn new(client: TcpStream, backend: TcpStream, counters: Arc<PortCounters>) -> Self {
+        Self {
+            client,
+            backend,
+            up: Direction::default(),
+            down: Direction::default(),
+            up_flow: Flow::Open,
+            down_flow: Flow::Open,
+            counters,
+        }
+    }
+
+    /// Moves what can be moved. Ready once the connection has ended; after a reset both sockets are set to reset.
+    pub fn poll(&mut self, cx: &mut Context<'_>, pipes: &PipePool) -> Poll<End> {
+        let end = ready!(self.poll_end(cx, pipes));
+        if end != End::Orderly {
+            self.reset();
+        }
+        Poll::Ready(end)
+    }
+
+    /// Makes the coming drop reset both sides.
+    pub fn reset(&self) {
+        sock::reset_on_close(&self.client);
+        sock::reset_on_close(&self.backend);
+    }
+
+    fn poll_end(&mut self, cx: &mut Context<'_>, pipes: &PipePool) -> Poll<End> {
+        let (mut from_client, mut to_client) = self.client.split();
+        let (mut from_backend, mut to_backend) = self.backend.split();
+
+        if self.up_flow == Flow::Open {
+            let counter = &self.counters.bytes_in;
+            if let Poll::Ready(done) = self.up.poll(cx, &mut from_client, &mut to_backend, counter, pipes) {
+                match settle(cx, done, self.down_flow, &mut to_backend) {
+                    Some(flow) => self.up_flow = flow,
+                    None => return Poll::Ready(End::ClientReset),
+                }
+            }
+        }
+        if self.down_flow == Flow::Open {
+            let counter = &self.counters.bytes_out;
+            if let Poll::Ready(done) = self.down.poll(cx, &mut from_backend, &mut to_client, counter, pipes) {
+                match settle(cx, done, self.up_flow, &mut to_client) {
+                    Some(flow) => self.down_flow = flow,
+                    None => return Poll::Ready(End::BackendReset),
+                }
+            }
+        }
+        match (self.up_flow, self.down_flow) {
+            (Flow::Ended, Flow::Ended) => Poll::Ready(End::Orderly),
+            // What a broken peer sent before it broke is still passed on, but nobody waits for a receiver for it.
+            (Flow::Broken, Flow::Open) if !self.down.is_blocked() => Poll::Pending,
+            (Flow::Open, Flow::Broken) if !self.up.is_blocked() => Poll::Pending,
+            (Flow::Broken, _) => Poll::Ready(End::BackendReset),
+            (_, Flow::Broken) => Poll::Ready(End::ClientReset),
+            (Flow::Open, _) | (_, Flow::Open) => Poll::Pending,
+        }
+    }
+}
+
+/// What a finished direction means: its new state, or `None` when its source was reset.
+fn settle(
+    cx: &mut Context<'_>,
+    done: Result<(), Fault>,
+    opposite: Flow,
+    dst: &mut WriteHalf<'_>,
+) -> Option<Flow> {
+    match done {
+        // With both streams ended, closing the sockets says it all.
+        Ok(()) if opposite == Flow::Ended => Some(Flow::Ended),
+        Ok(()) => match Pin::new(dst).poll_shutdown(cx) {
+            Poll::Ready(Err(_)) => Some(Flow::Broken),
+            Poll::Ready(Ok(())) | Poll::Pending => Some(Flow::Ended),
+        },
+        Err(Fault::Write) => Some(Flow::Broken),
+        Err(Fault::Read) => None,
+    }
+}
