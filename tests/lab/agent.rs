@@ -9,7 +9,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::node::Node;
-use super::ns::{Netns, Process, Run};
+use super::process::{Process, Run};
 use super::serve::http_get;
 
 /// The program, as cargo built it for the tests.

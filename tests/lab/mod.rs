@@ -7,7 +7,8 @@
 //!
 //! | file | holds |
 //! | --- | --- |
-//! | `ns.rs` | one namespace: entering it, running commands and long-lived processes in it |
+//! | `ns.rs` | one namespace: entering it, asking from inside, running commands in it |
+//! | `process.rs` | programs: run to their end, or kept running until dropped |
 //! | `node.rs` | nodes and pods: links, addresses, published host ports, what they run |
 //! | `agent.rs` | the program under test in a node |
 //! | `state.rs` | everything the program may change on a node, for comparison |
@@ -24,6 +25,7 @@ mod agent;
 mod node;
 mod ns;
 pub mod objects;
+mod process;
 mod serve;
 mod state;
 
@@ -32,10 +34,11 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-pub use agent::{Agent, AgentBuilder};
+pub use agent::{Agent, AgentBuilder, PROGRAM, SERVICE_CIDRS};
 pub use node::{Node, Pod};
-pub use ns::{Netns, Process, Run, errno};
-pub use serve::{Server, http_get, read_all, reset};
+pub use ns::Netns;
+pub use process::{Process, Run};
+pub use serve::{Server, errno, http_get, read_all, reset};
 pub use state::State;
 
 /// Distinguishes the labs of one process.

@@ -5,7 +5,8 @@ use std::ops::Deref;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use super::ns::{Netns, Process};
+use super::ns::Netns;
+use super::process::Process;
 
 /// A node on the lab's LAN. Clones are the same node.
 #[derive(Clone, Debug)]

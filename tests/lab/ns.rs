@@ -1,19 +1,19 @@
-//! One network namespace: entering it, running commands and long-lived processes in it.
+//! One network namespace: entering it, asking from inside, running commands in it.
 
 use std::fs::{self, File};
-use std::io::Write as _;
 use std::net::{SocketAddr, TcpStream, UdpSocket};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::signal::{Signal, kill, killpg};
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+
+use super::process::{Process, Run, run};
+use super::serve::errno;
 
 /// Longest run of a command, in seconds, before it is ended.
 const COMMAND_SECONDS: &str = "60";
@@ -23,17 +23,6 @@ const COMMAND_SECONDS: &str = "60";
 pub struct Netns {
     name: Arc<str>,
     dir: Arc<Path>,
-}
-
-/// What a command did.
-#[derive(Clone, Debug)]
-pub struct Run {
-    /// Its exit code; 128 and the signal's number if a signal ended it, as a shell counts.
-    pub code: i32,
-    /// Its standard output.
-    pub stdout: String,
-    /// Its standard error.
-    pub stderr: String,
 }
 
 impl Netns {
@@ -155,24 +144,8 @@ impl Netns {
 
     /// Starts a long-lived process, its output kept in a file.
     pub fn spawn(&self, line: &[&str]) -> Process {
-        static NUMBER: AtomicU32 = AtomicU32::new(0);
         let [program, args @ ..] = line else { panic!("no program given") };
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        let base =
-            Path::new(program).file_name().map_or_else(String::new, |name| name.to_string_lossy().into());
-        let log = self.dir.join(format!("{number}-{base}.log"));
-        let out = File::create(&log).expect("the lab's folder takes a log file");
-        let child = self
-            .command(program)
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(out.try_clone().expect("a second handle on the log file"))
-            .stderr(out)
-            // A group of its own, so that its children can be ended with it.
-            .process_group(0)
-            .spawn()
-            .unwrap_or_else(|error| panic!("{}: {error}", line.join(" ")));
-        Process { child, log }
+        Process::start(self.command(program).args(args), program, &self.dir)
     }
 
     /// Waits until something listens on this TCP port of the namespace.
@@ -183,68 +156,6 @@ impl Netns {
             Duration::from_secs(10),
             || (!self.must(&["ss", "-Htln", &filter]).is_empty()).then_some(()),
         );
-    }
-}
-
-/// A process in a namespace, ended with its children when dropped.
-#[derive(Debug)]
-pub struct Process {
-    child: Child,
-    log: PathBuf,
-}
-
-impl Process {
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// What it has printed so far, both streams.
-    pub fn log(&self) -> String {
-        fs::read_to_string(&self.log).unwrap_or_default()
-    }
-
-    /// Its exit status, if it has ended.
-    pub fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().expect("a child can be waited for")
-    }
-
-    /// Sends a signal to the process alone.
-    pub fn signal(&self, signal: Signal) {
-        let _ = kill(self.raw(), signal);
-    }
-
-    /// Waits for its end and returns the exit code as a shell counts it. Panics with its log after `limit`.
-    pub fn wait(&mut self, limit: Duration) -> i32 {
-        let end = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.ended() {
-                return shell_code(status);
-            }
-            assert!(Instant::now() < end, "still running after {limit:?}; its log:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
-    fn raw(&self) -> Pid {
-        Pid::from_raw(i32::try_from(self.child.id()).expect("process ids fit"))
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // Its group outlives it if it left children behind; the child is not yet reaped, so the id is still its own.
-        let _ = killpg(self.raw(), Signal::SIGKILL);
-        let _ = self.child.wait();
-    }
-}
-
-/// The kernel's error number behind an I/O error. A read, write or connect that ran out of time is `ETIMEDOUT`.
-pub fn errno(error: &std::io::Error) -> Errno {
-    match (error.raw_os_error().map(Errno::from_raw), error.kind()) {
-        (Some(Errno::EAGAIN), _) | (None, std::io::ErrorKind::TimedOut) => Errno::ETIMEDOUT,
-        (Some(errno), _) => errno,
-        (None, kind) => panic!("no error number behind {kind:?}: {error}"),
     }
 }
 
@@ -263,28 +174,4 @@ pub(super) fn destroy(name: &str) {
 fn host(line: &[&str]) {
     let Run { code, stderr, .. } = run(Command::new(line[0]).args(&line[1..]), None);
     assert!(code == 0, "{} ended with {code}: {stderr}", line.join(" "));
-}
-
-fn run(command: &mut Command, input: Option<&str>) -> Run {
-    let stdin = if input.is_some() { Stdio::piped() } else { Stdio::null() };
-    let mut child = command
-        .stdin(stdin)
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    if let (Some(mut stdin), Some(input)) = (child.stdin.take(), input) {
-        // A program that ends early closes its input; its exit code says why.
-        let _ = stdin.write_all(input.as_bytes());
-    }
-    let output = child.wait_with_output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    Run {
-        code: shell_code(output.status),
-        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-    }
-}
-
-fn shell_code(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(-1)
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use socket2::SockRef;
 
 use super::ns::Netns;
@@ -111,4 +112,13 @@ pub fn http_get(stream: &mut TcpStream, path: &str) -> std::io::Result<(u16, Str
     let (head, body) = text.split_once("\r\n\r\n").ok_or_else(bad)?;
     let code = head.split(' ').nth(1).and_then(|code| code.parse().ok()).ok_or_else(bad)?;
     Ok((code, body.to_owned()))
+}
+
+/// The kernel's error number behind an I/O error. A read, write or connect that ran out of time is `ETIMEDOUT`.
+pub fn errno(error: &std::io::Error) -> Errno {
+    match (error.raw_os_error().map(Errno::from_raw), error.kind()) {
+        (Some(Errno::EAGAIN), _) | (None, std::io::ErrorKind::TimedOut) => Errno::ETIMEDOUT,
+        (Some(errno), _) => errno,
+        (None, kind) => panic!("no error number behind {kind:?}: {error}"),
+    }
 }
