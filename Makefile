@@ -1,0 +1,30 @@
+# One task runner for people and machines; the scripts do the work. Contract: `make help`.
+PREFIX ?= /usr/local
+DESTDIR ?=
+CARGO ?= cargo
+
+.DEFAULT_GOAL := help
+.PHONY: help build test lint demo bench install
+
+help: ## say what there is
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+build: ## the program, optimised: target/release/edgesplice
+	@scripts/setup.sh build
+	$(CARGO) build --locked --release
+
+test: ## set up what is missing and run every test, the network ones too (root or sudo)
+	@scripts/test.sh
+
+lint: ## format, clippy, documentation, scripts, dependencies
+	@scripts/setup.sh build
+	@scripts/lint.sh
+
+demo: ## the main job in network namespaces, each request and its answer printed (root or sudo)
+	@scripts/demo.sh
+
+bench: ## the side-by-side table; QUICK=1 for a short run (root or sudo)
+	@scripts/bench.sh
+
+install: build ## into $(DESTDIR)$(PREFIX)/bin
+	install -D -m 0755 target/release/edgesplice "$(DESTDIR)$(PREFIX)/bin/edgesplice"

@@ -1,0 +1,83 @@
+//! The side-by-side comparison: the same load through plain forwarding, kernel DNAT, `HAProxy`, nginx and edgesplice.
+//!
+//! Each contender has a node, a client pod and a wire of its own to one backend node, so that none pays for another's
+//! rules. All are measured in turn within each round, and the medians over the rounds are shown, so that a slow
+//! minute of the machine falls on all. The load generator, the server and the contender share the machine's cores:
+//! figures compare within one run and say nothing about another machine.
+//!
+//! Run it with `make bench`. `QUICK=1` makes it short; `ROWS=direct,dnat,haproxy,nginx,edgesplice` picks contenders.
+
+// It is a program for people: it prints.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod contenders;
+mod cpu;
+mod facts;
+mod load;
+mod origin;
+mod report;
+mod scale;
+
+#[path = "../../tests/lab/mod.rs"]
+mod lab;
+
+use std::time::Duration;
+
+use contenders::{Contender, KINDS};
+use lab::Lab;
+use load::{MEASURES, Outcome};
+use report::Report;
+
+/// How long and how often is measured.
+struct Plan {
+    quick: bool,
+    rounds: usize,
+    each: Duration,
+}
+
+fn main() {
+    let quick = std::env::var("QUICK").is_ok_and(|value| !value.is_empty() && value != "0");
+    let plan = if quick {
+        Plan { quick, rounds: 3, each: Duration::from_millis(800) }
+    } else {
+        Plan { quick, rounds: 5, each: Duration::from_secs(3) }
+    };
+    let wanted = std::env::var("ROWS").unwrap_or_else(|_| KINDS.join(","));
+    let wanted: Vec<&str> = wanted.split(',').collect();
+    if let Some(unknown) = wanted.iter().find(|row| !KINDS.contains(row)) {
+        eprintln!("ROWS: there is no `{unknown}`; there are {}", KINDS.join(", "));
+        std::process::exit(64);
+    }
+    let facts = facts::collect();
+    let lab = Lab::new("bench");
+    let origin = lab.node("origin");
+    let _server = origin::start(&origin);
+    let contenders: Vec<Contender> = KINDS
+        .iter()
+        .filter(|kind| wanted.contains(kind))
+        .map(|kind| Contender::new(kind, &lab, &origin))
+        .collect();
+    let mut report = Report::new(&facts, &contenders, &plan);
+    for round in 0..plan.rounds {
+        for measure in MEASURES {
+            for place in 0..contenders.len() {
+                // Another one goes first in each round.
+                let contender = &contenders[(place + round) % contenders.len()];
+                if round == 0 {
+                    measure.run(contender, plan.each / 5);
+                }
+                let outcome: Outcome = measure.run(contender, plan.each);
+                report.add(measure.key, contender.kind, outcome);
+            }
+            eprint!(".");
+        }
+    }
+    eprintln!();
+    drop(contenders);
+    for kind in KINDS.iter().filter(|kind| wanted.contains(kind)) {
+        if let Some(size) = scale::measure(kind, &lab) {
+            report.add_scale(kind, &size);
+        }
+    }
+    report.finish();
+}

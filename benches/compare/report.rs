@@ -1,0 +1,183 @@
+//! The table for people, and the same as Markdown and JSON under `docs/bench/`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use comfy_table::{CellAlignment, Table, TableStyle, presets};
+use serde_json::{Value, json};
+
+use crate::Plan;
+use crate::contenders::Contender;
+use crate::facts::Facts;
+use crate::load::{MEASURES, Measure, Outcome};
+use crate::scale::Size;
+
+/// The contender that the others' figures are divided by.
+const ANCHOR: &str = "dnat";
+/// What a reader must know, in the file itself.
+const NOTES: &str = "\
+Medians over the rounds; in brackets the ratio to kernel DNAT of the same run. The load generator, the server and the
+contender share the machine's cores, so the figures compare within one run only. Client pod, node and backend node are
+network namespaces joined by veth; each contender has a node of its own. `direct` is plain forwarding without any rule;
+`kernel DNAT` is one nat rule a port. HAProxy runs with `nbthread 2` and `splice-auto`, nginx with two workers; a
+REDIRECT of the ClusterIP leads to either. Bulk goes from the backend to the client. A request is 128 bytes, an answer
+256. The latency of a new connection runs from connect to the first byte of the answer. `own CPU` is the user and
+system time of the contender's processes; `machine CPU` is that of the whole machine in `/proc/stat`, client, server
+and softirq included, so that kernel DNAT's work is counted. Either is per GB, per 1,000 requests or per 1,000 connections.
+";
+
+/// Collects what is measured.
+pub(crate) struct Report<'a> {
+    facts: &'a Facts,
+    plan: &'a Plan,
+    kinds: Vec<&'static str>,
+    outcomes: BTreeMap<(&'static str, &'static str), Vec<Outcome>>,
+    sizes: BTreeMap<String, Size>,
+}
+
+impl<'a> Report<'a> {
+    /// An empty report on these contenders.
+    pub(crate) fn new(facts: &'a Facts, contenders: &[Contender], plan: &'a Plan) -> Self {
+        let kinds = contenders.iter().map(|contender| contender.kind).collect();
+        Self { facts, plan, kinds, outcomes: BTreeMap::new(), sizes: BTreeMap::new() }
+    }
+
+    /// Notes one run.
+    pub(crate) fn add(&mut self, measure: &'static str, kind: &'static str, outcome: Outcome) {
+        self.outcomes.entry((measure, kind)).or_default().push(outcome);
+    }
+
+    /// Notes what full size costs.
+    pub(crate) fn add_scale(&mut self, kind: &str, size: &Size) {
+        self.sizes.insert(kind.to_owned(), size.clone());
+    }
+
+    /// Prints the table and writes the files.
+    pub(crate) fn finish(self) {
+        let name = if self.plan.quick { "quick" } else { "compare" };
+        let mut text = String::new();
+        for (fact, value) in self.facts {
+            let _ = writeln!(text, "- {fact}: {value}");
+        }
+        let (rounds, each) = (self.plan.rounds, self.plan.each.as_secs_f64());
+        let _ = writeln!(text, "- rounds: {rounds} of {each} s each");
+        println!("{text}\n{}\n", self.table(presets::UTF8_FULL_CONDENSED));
+        let markdown =
+            format!("# Side by side\n\n{text}\n{}\n\n{NOTES}", self.table(presets::ASCII_MARKDOWN));
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bench");
+        let written = fs::create_dir_all(&folder)
+            .and_then(|()| fs::write(folder.join(format!("{name}.md")), markdown))
+            .and_then(|()| fs::write(folder.join(format!("{name}.json")), format!("{:#}\n", self.json())));
+        match written {
+            Ok(()) => println!("written to {0}/{name}.md and {0}/{name}.json", folder.display()),
+            Err(error) => eprintln!("{}: {error}", folder.display()),
+        }
+    }
+
+    fn median(&self, measure: &'static str, kind: &'static str, of: impl Fn(&Outcome) -> f64) -> f64 {
+        let mut values: Vec<f64> =
+            self.outcomes.get(&(measure, kind)).into_iter().flatten().map(of).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    }
+
+    fn table(&self, style: TableStyle) -> Table {
+        let mut table = Table::new();
+        table.load_style(style);
+        let title = |kind: &&str| match *kind {
+            "dnat" => "kernel DNAT".to_owned(),
+            "haproxy" => "HAProxy".to_owned(),
+            "nginx" => "nginx stream".to_owned(),
+            other => other.to_owned(),
+        };
+        table.set_header(std::iter::once("measure".to_owned()).chain(self.kinds.iter().map(title)));
+        for measure in &MEASURES {
+            self.rows(measure, &mut table);
+        }
+        self.size_row(&mut table, "resident memory, 1,000 services, MB", |size| {
+            size.resident_kib.map(|kib| kib as f64 / 1024.0)
+        });
+        self.size_row(&mut table, "start to ready, 1,000 services, ms", |size| Some(size.ready_ms));
+        self.size_row(&mut table, "second start, ms", |size| size.again_ms);
+        self.size_row(&mut table, "rules, 1,000 services", |size| Some(size.rules as f64));
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        table
+    }
+
+    fn rows(&self, measure: &Measure, table: &mut Table) {
+        let row = |title: String, of: fn(&Outcome) -> f64| {
+            let anchor = self.median(measure.key, ANCHOR, of);
+            let cell = |kind: &&'static str| {
+                let value = self.median(measure.key, kind, of);
+                let ratio = value / anchor;
+                if ratio.is_finite() { format!("{} ({ratio:.2})", short(value)) } else { short(value) }
+            };
+            std::iter::once(title).chain(self.kinds.iter().map(cell)).collect::<Vec<_>>()
+        };
+        let bulk = measure.unit == "Gbit/s";
+        let per =
+            if bulk { "GB".to_owned() } else { format!("1,000 {}", measure.unit.trim_end_matches("/s")) };
+        table.add_row(row(format!("{}, {}", measure.title, measure.unit), |outcome| outcome.rate));
+        if !bulk {
+            table.add_row(row("  p50, µs".to_owned(), |outcome| outcome.p50_us));
+            table.add_row(row("  p99, µs".to_owned(), |outcome| outcome.p99_us));
+        }
+        table.add_row(row(format!("  own CPU, ms per {per}"), |outcome| outcome.own_cpu_ms));
+        table.add_row(row(format!("  machine CPU, ms per {per}"), |outcome| outcome.all_cpu_ms));
+        let failed = |kind: &&'static str| {
+            let outcomes = self.outcomes.get(&(measure.key, *kind));
+            outcomes.into_iter().flatten().map(|outcome| outcome.failed).sum::<u64>()
+        };
+        if self.kinds.iter().any(|kind| failed(kind) > 0) {
+            let cells = self.kinds.iter().map(|kind| failed(kind).to_string());
+            table.add_row(std::iter::once("  failed, all rounds".to_owned()).chain(cells));
+        }
+    }
+
+    fn size_row(&self, table: &mut Table, title: &str, of: impl Fn(&Size) -> Option<f64>) {
+        let cell = |kind: &&str| self.sizes.get(*kind).and_then(&of).map_or_else(|| "–".to_owned(), short);
+        table.add_row(std::iter::once(title.to_owned()).chain(self.kinds.iter().map(cell)));
+    }
+
+    fn json(&self) -> Value {
+        let facts: serde_json::Map<_, _> =
+            self.facts.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
+        let mut measures = serde_json::Map::new();
+        for measure in &MEASURES {
+            let mut of_kinds = serde_json::Map::new();
+            for kind in &self.kinds {
+                let median = |of: fn(&Outcome) -> f64| self.median(measure.key, kind, of);
+                of_kinds.insert(
+                    (*kind).to_owned(),
+                    json!({
+                        "rate": median(|outcome| outcome.rate),
+                        "p50Us": median(|outcome| outcome.p50_us),
+                        "p99Us": median(|outcome| outcome.p99_us),
+                        "ownCpuMs": median(|outcome| outcome.own_cpu_ms),
+                        "allCpuMs": median(|outcome| outcome.all_cpu_ms),
+                        "rounds": self.outcomes.get(&(measure.key, *kind)),
+                    }),
+                );
+            }
+            measures.insert(measure.key.to_owned(), json!({"unit": measure.unit, "contenders": of_kinds}));
+        }
+        json!({
+            "facts": facts, "rounds": self.plan.rounds, "secondsEach": self.plan.each.as_secs_f64(),
+            "notes": NOTES, "measures": measures, "size": self.sizes,
+        })
+    }
+}
+
+/// A figure with about three digits.
+fn short(value: f64) -> String {
+    match value {
+        value if value.is_nan() => "–".to_owned(),
+        value if value >= 100.0 => format!("{value:.0}"),
+        value if value >= 10.0 => format!("{value:.1}"),
+        value => format!("{value:.2}"),
+    }
+}

@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# Installs what is missing from Debian's packages, and checks that the Rust toolchain is there.
+#
+#   scripts/setup.sh build|demo|test|bench
+#
+# Only missing programs are installed. Packages that would start a daemon are kept from it: nginx and HAProxy are
+# wanted as programs, not as services of this machine.
+set -euo pipefail
+PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
+
+what=${1:-build}
+packages=()
+
+# need PROGRAM PACKAGE
+need() {
+    command -v "$1" >/dev/null 2>&1 || packages+=("$2")
+}
+
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@"
+    elif command -v sudo >/dev/null 2>&1; then
+        sudo "$@"
+    else
+        echo "setup: this needs root and there is no sudo: $*" >&2
+        return 1
+    fi
+}
+
+need cc gcc
+case $what in
+build) ;;
+demo | test | bench)
+    need ip iproute2
+    need ss iproute2
+    need iptables-nft-save iptables
+    need ipset ipset
+    need curl curl
+    need nginx nginx
+    need setpriv util-linux
+    need timeout coreutils
+    need sysctl procps
+    if [ "$what" = bench ]; then
+        need haproxy haproxy
+        [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || packages+=(libnginx-mod-stream)
+    fi
+    ;;
+*)
+    echo "setup: unknown set '$what'; one of build, demo, test, bench" >&2
+    exit 64
+    ;;
+esac
+
+# The answer 101 of this file tells Debian's packages not to start what they install.
+policy=/usr/sbin/policy-rc.d
+kept=$policy.before-edgesplice
+restore_policy() {
+    as_root rm -f "$policy"
+    if [ -e "$kept" ]; then as_root mv "$kept" "$policy"; fi
+}
+
+if [ ${#packages[@]} -gt 0 ]; then
+    mapfile -t packages < <(printf '%s\n' "${packages[@]}" | sort -u)
+    echo "setup: installing ${packages[*]}"
+    if ! command -v apt-get >/dev/null 2>&1; then
+        echo "setup: no apt-get here; install these by other means: ${packages[*]}" >&2
+        exit 1
+    fi
+    trap restore_policy EXIT
+    if [ -e "$policy" ]; then as_root mv "$policy" "$kept"; fi
+    printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+    as_root chmod 755 "$policy"
+    install=(env DEBIAN_FRONTEND=noninteractive apt-get -y -q --no-install-recommends install "${packages[@]}")
+    # The lists of a fresh machine are empty or old: fetch them first.
+    as_root apt-get -q update
+    as_root "${install[@]}"
+    trap - EXIT
+    restore_policy
+fi
+
+if ! command -v cargo >/dev/null 2>&1; then
+    echo "setup: cargo is not installed. Get Rust from https://rustup.rs (the version stands in Cargo.toml)." >&2
+    exit 1
+fi
