@@ -87,6 +87,12 @@ pub struct RulesReport {
     pub repairs_total: u64,
     /// The last fault; empty when the last pass was good.
     pub last_error: String,
+    /// Whether the rules are in.
+    #[serde(default)]
+    pub installed: bool,
+    /// What this machine lacks, and what follows: each a line.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// One service port.

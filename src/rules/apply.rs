@@ -91,6 +91,18 @@ pub enum ToolError {
     },
 }
 
+impl ToolError {
+    /// Someone else held the lock, or the tool took too long: worth another try as it is.
+    pub fn is_busy(&self) -> bool {
+        match self {
+            Self::TimedOut { .. } => true,
+            // `RESOURCE_PROBLEM` of `xtables.h`: the lock was not to be had.
+            Self::Failed { status, stderr, .. } => status == "exit status: 4" && stderr.contains("lock"),
+            Self::Missing { .. } | Self::Io { .. } => false,
+        }
+    }
+}
+
 /// The packet filter of one network namespace.
 pub trait Firewall: Send + Sync {
     /// The text of `iptables-save -c`, all tables. `Ok(None)` if that back end's programs are not installed.

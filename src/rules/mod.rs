@@ -1,9 +1,31 @@
 //! What this program puts into the node's packet filter, and how it keeps it there.
 //!
-//! Planning (`plan`) and rendering (`render`) are pure; applying goes through the [`apply::Firewall`] trait, so that
-//! the reconciler can be tested against an in-memory fake. Only chains, sets and routes named in [`names`] are ever
-//! written, besides the jumps into them. What older EdgeMesh versions left behind is the business of `legacy`.
+//! Planning ([`plan`]), rendering ([`render`]) and comparing ([`audit`]) are pure; applying goes through the
+//! [`Firewall`](apply::Firewall) and [`Machine`] traits, so that the [`Reconciler`] can be tested against an
+//! in-memory fake. Only chains, sets, routes and policy rules named in [`names`] are ever written, besides the jumps
+//! into them. What older EdgeMesh versions left behind is the business of `legacy`; connections and Services are
+//! nobody's here.
 
 pub mod apply;
+pub mod audit;
+pub mod detect;
 pub mod dump;
+pub mod ipset;
+pub mod leftovers;
+pub mod machine;
 pub mod names;
+pub mod nft;
+pub mod plan;
+pub mod probe;
+pub mod reconcile;
+pub mod render;
+pub mod routes;
+pub mod run;
+
+pub use detect::StartError;
+pub use leftovers::{leftovers, remove_leftovers};
+pub use machine::Machine;
+pub use plan::{Capabilities, Wanted};
+pub use probe::{Finding, Severity, findings};
+pub use reconcile::{Reconciler, RulesError};
+pub use run::run;

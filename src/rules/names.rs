@@ -1,4 +1,7 @@
-//! Every name this program leaves on a node. `cleanup` removes exactly these, the reconciler writes nothing else.
+//! Every name and number this program leaves on a node. `cleanup` removes exactly these, the reconciler writes
+//! nothing else.
+
+use super::apply::Family;
 
 /// Chain in table `nat`: redirects captured connections to the acceptor.
 pub const NAT_CHAIN: &str = "EDGESPLICE";
@@ -8,10 +11,39 @@ pub const MANGLE_CHAIN: &str = "EDGESPLICE";
 pub const INPUT_CHAIN: &str = "EDGESPLICE-INPUT";
 /// Chain in table `filter`, from `FORWARD`: refuses what would loop through the route to `lo`.
 pub const FORWARD_CHAIN: &str = "EDGESPLICE-FORWARD";
+/// An empty chain in each nft table that did not exist before this program made it. It outlives a killed agent, so
+/// that whoever withdraws the rules knows to take the table away as well.
+pub const CREATED_CHAIN: &str = "EDGESPLICE-CREATED";
 /// Comment on every rule this program writes outside and inside its own chains.
 pub const COMMENT: &str = "edgesplice";
 /// Prefix of the names of all ip sets.
 pub const SET_PREFIX: &str = "edgesplice-";
-/// Routing protocol number of the routes this program adds, shown by `ip route` as `proto 237`; unassigned in
-/// iproute2's `rt_protos`.
+/// Routing protocol number of the routes and policy rules this program adds, shown by `ip route` as `proto 237`;
+/// unassigned in iproute2's `rt_protos`.
 pub const ROUTE_PROTOCOL: u8 = 237;
+/// The routing table that delivers refused packets to this machine itself, so that it can answer them with a reset
+/// from the address the client dialled.
+pub const REFUSE_TABLE: u32 = 237;
+/// Priority of the policy rule that leads refused packets there: behind `local` (0), before `main` (32766).
+pub const REFUSE_PRIORITY: u32 = 237;
+
+/// Whether a chain of that name belongs to this program, in whichever table.
+pub fn is_own_chain(name: &str) -> bool {
+    [NAT_CHAIN, INPUT_CHAIN, FORWARD_CHAIN, CREATED_CHAIN].contains(&name)
+}
+
+/// The set of the frontends that have a usable backend, `hash:ip,port`.
+pub fn served_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "edgesplice-served-v4",
+        Family::V6 => "edgesplice-served-v6",
+    }
+}
+
+/// The set of the addresses inside captured ranges that are left alone, `hash:ip`.
+pub fn skip_set(family: Family) -> &'static str {
+    match family {
+        Family::V4 => "edgesplice-skip-v4",
+        Family::V6 => "edgesplice-skip-v6",
+    }
+}

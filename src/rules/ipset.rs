@@ -1,0 +1,152 @@
+//! Text for `ipset restore`, and reading of what `ipset` prints. Pure.
+//!
+//! Served frontends and addresses left alone live in sets, so that the number of rules does not grow with the
+//! number of Services. A full load fills a second set and swaps the two: there is no moment with a half-filled set.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::net::IpAddr;
+
+use super::apply::Family;
+use super::names::{SET_PREFIX, served_set, skip_set};
+use super::plan::{Wanted, is_of};
+use crate::model::{Frontend, Protocol};
+
+/// Room in a set unless more is needed: 100,000 frontends fit, with space to grow. An empty set costs 200 bytes.
+const ROOM: usize = 262_144;
+
+/// One of the sets, with its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// Its name, at most 31 characters.
+    pub name: &'static str,
+    /// `hash:ip,port` or `hash:ip`.
+    kind: &'static str,
+    /// Its family.
+    family: Family,
+}
+
+/// What `ipset list -terse` says of one set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// The set's type, such as `hash:ip`.
+    pub kind: String,
+    /// How many members it has.
+    pub entries: usize,
+}
+
+/// The sets of a family.
+pub fn sets(family: Family) -> [Set; 2] {
+    [
+        Set { name: served_set(family), kind: "hash:ip,port", family },
+        Set { name: skip_set(family), kind: "hash:ip", family },
+    ]
+}
+
+impl Set {
+    /// The members that it should have.
+    pub fn members(self, wanted: &Wanted) -> Vec<String> {
+        if self.kind == "hash:ip" {
+            wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).map(IpAddr::to_string).collect()
+        } else {
+            wanted
+                .served
+                .iter()
+                .filter(|frontend| is_of(self.family, frontend.ip))
+                .filter_map(member)
+                .collect()
+        }
+    }
+
+    /// How many members it should have.
+    pub fn count(self, wanted: &Wanted) -> usize {
+        if self.kind == "hash:ip" {
+            wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).count()
+        } else {
+            let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol != Protocol::Sctp;
+            wanted.served.iter().filter(ours).count()
+        }
+    }
+
+    /// The commands that give the set exactly `members`, whatever stands now (`heads`, by name).
+    pub fn full_load(self, members: &[String], heads: &BTreeMap<String, Head>, out: &mut String) {
+        let scratch = format!("{}-new", self.name);
+        if heads.contains_key(&scratch) {
+            let _ = writeln!(out, "destroy {scratch}");
+        }
+        let room = ROOM.max((members.len() * 2).next_power_of_two());
+        let family = match self.family {
+            Family::V4 => "inet",
+            Family::V6 => "inet6",
+        };
+        let shape = format!("{} family {family} maxelem {room}", self.kind);
+        let exists = heads.contains_key(self.name);
+        let target = if exists { &scratch } else { self.name };
+        let _ = writeln!(out, "create {target} {shape}");
+        for member in members {
+            let _ = writeln!(out, "add {target} {member}");
+        }
+        if exists {
+            let _ = writeln!(out, "swap {scratch} {}\ndestroy {scratch}", self.name);
+        }
+    }
+}
+
+/// The commands that turn the sets of `family` from `old` into `new`, in effort by the size of the change.
+pub fn changes(family: Family, old: &Wanted, new: &Wanted, out: &mut String) {
+    let [served, skip] = sets(family);
+    for change in old.served.diff(&new.served) {
+        let (word, frontend) = match change {
+            imbl::ordset::DiffItem::Add(frontend) => ("add", frontend),
+            imbl::ordset::DiffItem::Remove(frontend) => ("del", frontend),
+        };
+        if let Some(member) = member(frontend).filter(|_| is_of(family, frontend.ip)) {
+            let _ = writeln!(out, "{word} {} {member} -exist", served.name);
+        }
+    }
+    for (word, from, to) in [("add", &new.skip, &old.skip), ("del", &old.skip, &new.skip)] {
+        for ip in from.difference(to).filter(|ip| is_of(family, **ip)) {
+            let _ = writeln!(out, "{word} {} {ip} -exist", skip.name);
+        }
+    }
+}
+
+/// A frontend as a member of a `hash:ip,port` set. SCTP is left alone and never a member.
+fn member(frontend: &Frontend) -> Option<String> {
+    let protocol = match frontend.protocol {
+        Protocol::Tcp => "tcp",
+        Protocol::Udp => "udp",
+        Protocol::Sctp => return None,
+    };
+    Some(format!("{},{protocol}:{}", frontend.ip, frontend.port))
+}
+
+/// Reads `ipset list -terse`: own sets by name.
+pub fn heads(text: &str) -> BTreeMap<String, Head> {
+    let mut heads = BTreeMap::new();
+    let mut name = None;
+    for line in text.lines() {
+        let Some((key, value)) = line.split_once(": ") else { continue };
+        match key {
+            "Name" => name = value.starts_with(SET_PREFIX).then(|| value.to_owned()),
+            "Type" => {
+                if let Some(name) = &name {
+                    heads.insert(name.clone(), Head { kind: value.to_owned(), entries: 0 });
+                }
+            }
+            "Number of entries" => {
+                if let Some(head) = name.as_ref().and_then(|name| heads.get_mut(name)) {
+                    head.entries = value.trim().parse().unwrap_or(0);
+                }
+            }
+            _ => {}
+        }
+    }
+    heads
+}
+
+/// Reads the members of one set from `ipset save`.
+pub fn saved_members<'a>(text: &'a str, set: &str) -> BTreeSet<&'a str> {
+    let lines = text.lines().filter_map(|line| line.strip_prefix("add "));
+    lines.filter_map(|line| line.split_once(' ').filter(|(name, _)| *name == set).map(|(_, m)| m)).collect()
+}

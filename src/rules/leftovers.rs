@@ -1,0 +1,141 @@
+//! Finding and removing everything of ours, without knowing what was installed or how: for the end of a run, and for
+//! `cleanup` after a killed agent. Both back ends, both families, sets, routes and policy rules.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::apply::{Backend, Family};
+use super::dump::{Dump, Table};
+use super::ipset;
+use super::machine::Machine;
+use super::names::{CREATED_CHAIN, is_own_chain};
+use super::reconcile::RulesError;
+use super::render::{self, jumps_into_own};
+
+/// The kernel lets go of a set some time after the last nft rule that used it is gone, so that destroying it is
+/// tried this often, [`SET_RETRY_PAUSE`] apart.
+const SET_TRIES: u32 = 40;
+/// See [`SET_TRIES`]; together two seconds.
+const SET_RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// What of ours stands on this machine, each thing as a line for people.
+pub async fn leftovers<M: Machine>(machine: &M) -> Result<Vec<String>, RulesError> {
+    let mut found = Vec::new();
+    for backend in Backend::ALL {
+        for family in Family::ALL {
+            let Some(dump) = read(machine, backend, family).await? else { continue };
+            for table in &dump.tables {
+                let place = format!("{} {} table {}", backend.as_str(), family.as_str(), table.name);
+                let chains = table.chains.iter().filter(|chain| is_own_chain(&chain.name));
+                found.extend(chains.map(|chain| format!("{place}: chain {}", chain.name)));
+                found.extend(jumps_into_own(table).map(|rule| format!("{place}: rule `{}`", rule.line())));
+            }
+        }
+    }
+    if let Some(text) = machine.ipset_list().await? {
+        found.extend(ipset::heads(&text).keys().map(|name| format!("ip set {name}")));
+    }
+    found.extend(machine.own_entries().await?.iter().map(ToString::to_string));
+    Ok(found)
+}
+
+/// Removes everything of ours. Goes on after a fault and returns the first one at the end.
+pub async fn remove_leftovers<M: Machine>(machine: &M) -> Result<(), RulesError> {
+    remove_all(machine, &BTreeSet::new()).await
+}
+
+/// As [`remove_leftovers`], where the caller remembers tables of its own making beside those that carry the mark.
+pub(super) async fn remove_all<M: Machine>(
+    machine: &M,
+    created: &BTreeSet<(Family, &'static str)>,
+) -> Result<(), RulesError> {
+    let mut first = Ok(());
+    for backend in Backend::ALL {
+        for family in Family::ALL {
+            let done = remove_rules(machine, backend, family, created).await;
+            first = first.and(done.map(drop));
+        }
+    }
+    // The rules are gone, so nothing needs the routes and sets any more. Backwards: the policy rule before its table.
+    match machine.own_entries().await {
+        Ok(entries) => {
+            for entry in entries.into_iter().rev() {
+                first = first.and(machine.remove_entry(entry).await.map_err(RulesError::from));
+            }
+        }
+        Err(error) => first = first.and(Err(error.into())),
+    }
+    first.and(remove_sets(machine, |_| true).await)
+}
+
+/// Removes own chains and jumps of one back end and family in one go, and then the tables that exist only because of
+/// us. Returns whether there was anything.
+pub(super) async fn remove_rules<M: Machine>(
+    machine: &M,
+    backend: Backend,
+    family: Family,
+    created: &BTreeSet<(Family, &'static str)>,
+) -> Result<bool, RulesError> {
+    let Some(dump) = read(machine, backend, family).await? else { return Ok(false) };
+    let Some(script) = render::removal(&dump) else { return Ok(false) };
+    machine.restore(backend, family, &script).await?;
+    if backend == Backend::Nft {
+        let ours = |table: &&Table| {
+            table.has_chain(CREATED_CHAIN)
+                || created.iter().any(|(of, name)| *of == family && *name == table.name)
+        };
+        let names: Vec<&str> = dump.tables.iter().filter(ours).map(|table| table.name.as_str()).collect();
+        if !names.is_empty() {
+            let now = read(machine, backend, family).await?.unwrap_or_default();
+            for name in names {
+                if now.table(name).is_some_and(is_bare) {
+                    machine.remove_empty_table(family, name).map_err(|source| RulesError::Table {
+                        table: name.to_owned(),
+                        family: family.as_str(),
+                        source,
+                    })?;
+                }
+            }
+        }
+    }
+    Ok(true)
+}
+
+/// Whether a table does nothing: no rules, no chains but the built-in ones, and those accept.
+fn is_bare(table: &Table) -> bool {
+    table.rules.is_empty() && table.chains.iter().all(|chain| chain.policy == "ACCEPT")
+}
+
+/// Destroys own sets whose name `which` accepts.
+pub(super) async fn remove_sets<M: Machine>(
+    machine: &M,
+    which: impl Fn(&str) -> bool,
+) -> Result<(), RulesError> {
+    for attempt in 1.. {
+        let Some(text) = machine.ipset_list().await? else { break };
+        let script: String = ipset::heads(&text)
+            .keys()
+            .filter(|name| which(name))
+            .map(|name| format!("destroy {name}\n"))
+            .collect();
+        if script.is_empty() {
+            break;
+        }
+        match machine.ipset_restore(&script).await {
+            Err(error) if attempt == SET_TRIES => return Err(error.into()),
+            Err(_) => tokio::time::sleep(SET_RETRY_PAUSE).await,
+            Ok(()) => break,
+        }
+    }
+    Ok(())
+}
+
+/// The rules of one back end and family; `None` if its programs are not installed.
+pub(super) async fn read<M: Machine>(
+    machine: &M,
+    backend: Backend,
+    family: Family,
+) -> Result<Option<Dump>, RulesError> {
+    let text = machine.save(backend, family).await?;
+    text.map(|text| Dump::parse(&text)).transpose().map_err(RulesError::from)
+}

@@ -1,0 +1,85 @@
+//! The rest of the seam to the machine, beside [`Firewall`]: sets as a list, routes, and what the kernel has.
+
+use std::collections::BTreeSet;
+use std::future::Future;
+
+use ipnet::IpNet;
+
+use super::apply::{Family, Firewall, HostTools, ToolError, run_tool};
+use super::nft;
+use super::routes::{self, Entry, RouteError};
+
+/// Everything the reconciler needs of one network namespace.
+pub trait Machine: Firewall {
+    /// The text of `ipset list -terse`. `Ok(None)` if the tool or the kernel has no sets.
+    fn ipset_list(&self) -> impl Future<Output = Result<Option<String>, ToolError>> + Send;
+
+    /// Own routes and policy rules as they stand.
+    fn own_entries(&self) -> impl Future<Output = Result<BTreeSet<Entry>, RouteError>> + Send;
+
+    /// The destinations of other people's routes in the main table.
+    fn foreign_destinations(&self) -> impl Future<Output = Result<BTreeSet<IpNet>, RouteError>> + Send;
+
+    /// Adds a route or policy rule.
+    fn add_entry(&self, entry: Entry) -> impl Future<Output = Result<(), RouteError>> + Send;
+
+    /// Removes a route or policy rule.
+    fn remove_entry(&self, entry: Entry) -> impl Future<Output = Result<(), RouteError>> + Send;
+
+    /// Takes away an nft table that is empty. False if something is left in it; then it stays.
+    fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool>;
+
+    /// Whether the kernel has IPv6 and it is not switched off at boot.
+    fn has_ipv6(&self) -> bool;
+
+    /// Whether the process may change the packet filter.
+    fn may_administer(&self) -> bool;
+}
+
+impl Machine for HostTools {
+    async fn ipset_list(&self) -> Result<Option<String>, ToolError> {
+        match run_tool("ipset", &["list", "-terse"], None, "ipset").await {
+            Ok(text) => Ok(Some(text)),
+            Err(ToolError::Missing { .. } | ToolError::Failed { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn own_entries(&self) -> Result<BTreeSet<Entry>, RouteError> {
+        routes::own_entries().await
+    }
+
+    async fn foreign_destinations(&self) -> Result<BTreeSet<IpNet>, RouteError> {
+        routes::foreign_destinations().await
+    }
+
+    async fn add_entry(&self, entry: Entry) -> Result<(), RouteError> {
+        routes::add(entry).await
+    }
+
+    async fn remove_entry(&self, entry: Entry) -> Result<(), RouteError> {
+        routes::remove(entry).await
+    }
+
+    fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
+        nft::remove_empty_table(family, table)
+    }
+
+    fn has_ipv6(&self) -> bool {
+        std::path::Path::new("/proc/thread-self/net/if_inet6").exists()
+    }
+
+    fn may_administer(&self) -> bool {
+        let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        effective_capabilities(&status).is_none_or(|set| set & (1 << CAP_NET_ADMIN) != 0)
+    }
+}
+
+/// Bit number of `CAP_NET_ADMIN`, `linux/capability.h`.
+pub const CAP_NET_ADMIN: u32 = 12;
+
+/// The effective capabilities in the text of `/proc/PID/status`; `None` if it does not say.
+pub fn effective_capabilities(status: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    u64::from_str_radix(line.trim(), 16).ok()
+}

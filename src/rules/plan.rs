@@ -1,0 +1,262 @@
+//! What should stand in the packet filter, as data. Pure: the same input gives the same plan.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use imbl::OrdSet;
+use ipnet::IpNet;
+
+use super::apply::Family;
+use super::names::{COMMENT, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, served_set, skip_set};
+use super::routes::Entry;
+use crate::model::Frontend;
+
+/// What the rules are made from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// The captured ranges. Empty: nothing is captured, and nothing of ours stands on the node.
+    pub ranges: Vec<IpNet>,
+    /// Addresses inside the ranges that are left alone: Services that opted out, `default/kubernetes`.
+    pub skip: BTreeSet<IpAddr>,
+    /// The TCP frontends with a usable backend. Everything else inside the ranges is refused.
+    pub served: OrdSet<Frontend>,
+    /// The acceptor's port.
+    pub proxy_port: u16,
+    /// The mark on the agent's own packets, one bit.
+    pub own_mark: u32,
+    /// The mark on packets that are to be refused, one bit.
+    pub refuse_mark: u32,
+}
+
+/// What this machine can do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    /// The kernel and the tool know ip sets, and rules can match on them. Without: refusal before accept is given up
+    /// for TCP, and each address left alone costs a rule.
+    pub ipset: bool,
+    /// The kernel has IPv6, and `ip6tables` works.
+    pub v6: bool,
+    /// The kernel has policy routing. Without: pods on a bridge whose packets pass `iptables`
+    /// (`bridge-nf-call-iptables=1`) see a timeout where they should be refused.
+    pub policy_routing: bool,
+}
+
+/// Everything that should stand on the node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// One for each family that has a captured range, IPv4 first.
+    pub families: Vec<FamilyPlan>,
+}
+
+/// The rules and routes of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FamilyPlan {
+    /// The family.
+    pub family: Family,
+    /// In the order of installation: what refuses and guards first, what captures last.
+    pub tables: Vec<TablePlan>,
+    /// Routes and policy rules.
+    pub entries: BTreeSet<Entry>,
+    /// Whether the rules refer to the family's two sets.
+    pub sets: bool,
+}
+
+/// Own chains and jumps of one table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TablePlan {
+    /// `filter`, `mangle` or `nat`.
+    pub name: &'static str,
+    /// Own chains.
+    pub chains: Vec<ChainPlan>,
+    /// Built-in chains, each with the own chain that it jumps to from its first place.
+    pub jumps: Vec<(&'static str, &'static str)>,
+}
+
+/// One own chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainPlan {
+    /// The chain's name.
+    pub name: &'static str,
+    /// Its rules as `iptables-save` prints them, without `-A CHAIN `.
+    pub rules: Vec<String>,
+}
+
+impl Plan {
+    /// The part for one family.
+    pub fn family(&self, family: Family) -> Option<&FamilyPlan> {
+        self.families.iter().find(|plan| plan.family == family)
+    }
+
+    /// Routes and policy rules of both families.
+    pub fn entries(&self) -> BTreeSet<Entry> {
+        self.families.iter().flat_map(|plan| plan.entries.iter().copied()).collect()
+    }
+}
+
+/// The text of a jump to `chain`, without `-A CHAIN `.
+pub fn jump(chain: &str) -> String {
+    format!("-m comment --comment {COMMENT} -j {chain}")
+}
+
+/// Makes the plan. The number of rules depends on the ranges alone; only without ipset also on `wanted.skip`.
+pub fn plan(wanted: &Wanted, capabilities: Capabilities) -> Plan {
+    let families = Family::ALL
+        .into_iter()
+        .filter(|family| *family == Family::V4 || capabilities.v6)
+        .filter_map(|family| family_plan(wanted, capabilities, family));
+    Plan { families: families.collect() }
+}
+
+/// Whether an address is of that family.
+pub fn is_of(family: Family, ip: IpAddr) -> bool {
+    ip.is_ipv4() == (family == Family::V4)
+}
+
+/// The ranges of one family without those that lie inside another.
+fn ranges_of(wanted: &Wanted, family: Family) -> Vec<IpNet> {
+    let all: BTreeSet<IpNet> =
+        wanted.ranges.iter().filter(|range| is_of(family, range.addr())).map(IpNet::trunc).collect();
+    all.iter()
+        .filter(|range| !all.iter().any(|other| other != *range && other.contains(*range)))
+        .copied()
+        .collect()
+}
+
+fn family_plan(wanted: &Wanted, capabilities: Capabilities, family: Family) -> Option<FamilyPlan> {
+    let ranges = ranges_of(wanted, family);
+    if ranges.is_empty() {
+        return None;
+    }
+    let input = Input { wanted, capabilities, family, ranges: &ranges };
+    let mut entries: BTreeSet<Entry> = ranges.iter().map(|range| Entry::ToRange(*range)).collect();
+    if input.resets_unserved() {
+        entries.insert(Entry::RefuseTable(family));
+        entries.insert(Entry::RefuseRule(family, wanted.refuse_mark));
+    }
+    let tables = vec![input.filter(), input.mangle(), input.nat()];
+    Some(FamilyPlan { family, tables, entries, sets: capabilities.ipset })
+}
+
+/// What one family's tables are made from.
+struct Input<'a> {
+    wanted: &'a Wanted,
+    capabilities: Capabilities,
+    family: Family,
+    ranges: &'a [IpNet],
+}
+
+impl Input<'_> {
+    /// Whether refused TCP packets reach `INPUT` with their destination unchanged. A reset to a bridged pod is sent
+    /// past connection tracking, so it must not depend on address translation.
+    fn resets_unserved(&self) -> bool {
+        self.capabilities.ipset && self.capabilities.policy_routing
+    }
+
+    fn refused(&self) -> String {
+        format!("-m mark --mark {0:#x}/{0:#x}", self.wanted.refuse_mark)
+    }
+
+    fn own(&self) -> String {
+        format!("-m mark --mark {0:#x}/{0:#x} -m comment --comment {COMMENT} -j RETURN", self.wanted.own_mark)
+    }
+
+    fn unreachable(&self) -> &'static str {
+        match self.family {
+            Family::V4 => "icmp-port-unreachable",
+            Family::V6 => "icmp6-port-unreachable",
+        }
+    }
+
+    /// One rule for each address left alone, where there are no sets.
+    fn skip_each(&self) -> impl Iterator<Item = String> {
+        let skip = self.wanted.skip.iter().copied().filter(|ip| is_of(self.family, *ip));
+        skip.map(|ip| format!("-d {} -m comment --comment {COMMENT} -j RETURN", IpNet::from(ip)))
+    }
+
+    /// Refuses what `mangle` marked, lets captured connections through whatever rules stand below, and turns away
+    /// whoever dials the acceptor's port directly.
+    fn filter(&self) -> TablePlan {
+        let (port, unreachable, refused) = (self.wanted.proxy_port, self.unreachable(), self.refused());
+        let mut input = Vec::new();
+        if self.capabilities.ipset {
+            input.push(format!(
+                "-p tcp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"
+            ));
+        }
+        input.push(format!(
+            "-p udp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with {unreachable}"
+        ));
+        let to_us = format!("-p tcp -m tcp --dport {port}");
+        input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
+        input.push(format!("{to_us} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"));
+        let forward = self.ranges.iter().map(|range| {
+            format!("-d {range} -m comment --comment {COMMENT} -j REJECT --reject-with {unreachable}")
+        });
+        TablePlan {
+            name: "filter",
+            chains: vec![
+                ChainPlan { name: INPUT_CHAIN, rules: input },
+                ChainPlan { name: FORWARD_CHAIN, rules: forward.collect() },
+            ],
+            jumps: vec![("INPUT", INPUT_CHAIN), ("FORWARD", FORWARD_CHAIN)],
+        }
+    }
+
+    /// Marks new packets to a range that nobody serves. The range is matched first, so that other traffic never
+    /// pays for a set lookup.
+    fn mangle(&self) -> TablePlan {
+        let mark = format!(
+            "-m comment --comment {COMMENT} -j MARK --set-xmark {0:#x}/{0:#x}",
+            self.wanted.refuse_mark
+        );
+        let mut rules = vec![self.own()];
+        if self.capabilities.ipset {
+            let (served, skip) = (served_set(self.family), skip_set(self.family));
+            let unserved = format!("-m set ! --match-set {skip} dst -m set ! --match-set {served} dst,dst");
+            for range in self.ranges {
+                for protocol in ["tcp", "udp"] {
+                    rules.push(format!(
+                        "-d {range} -p {protocol} -m conntrack --ctstate NEW {unserved} {mark}"
+                    ));
+                }
+            }
+        } else {
+            rules.extend(self.skip_each());
+            // No UDP is served, so that it can be refused by range alone.
+            let new = "-p udp -m conntrack --ctstate NEW";
+            rules.extend(self.ranges.iter().map(|range| format!("-d {range} {new} {mark}")));
+        }
+        TablePlan {
+            name: "mangle",
+            chains: vec![ChainPlan { name: MANGLE_CHAIN, rules }],
+            jumps: vec![("PREROUTING", MANGLE_CHAIN), ("OUTPUT", MANGLE_CHAIN)],
+        }
+    }
+
+    /// Redirects the ranges to the acceptor. Refused UDP is redirected as well: only so do its refusals come from
+    /// an address that this machine may send from.
+    fn nat(&self) -> TablePlan {
+        let mut rules = vec![self.own()];
+        if self.capabilities.ipset {
+            let skip = skip_set(self.family);
+            rules.push(format!("-m set --match-set {skip} dst -m comment --comment {COMMENT} -j RETURN"));
+        } else {
+            rules.extend(self.skip_each());
+        }
+        let refused = self.refused();
+        if self.resets_unserved() {
+            rules.push(format!("-p tcp {refused} -m comment --comment {COMMENT} -j RETURN"));
+        }
+        let redirect =
+            format!("-m comment --comment {COMMENT} -j REDIRECT --to-ports {}", self.wanted.proxy_port);
+        for range in self.ranges {
+            rules.push(format!("-d {range} -p tcp {redirect}"));
+            rules.push(format!("-d {range} -p udp {refused} {redirect}"));
+        }
+        TablePlan {
+            name: "nat",
+            chains: vec![ChainPlan { name: NAT_CHAIN, rules }],
+            jumps: vec![("PREROUTING", NAT_CHAIN), ("OUTPUT", NAT_CHAIN)],
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! Brings the node to what is wanted, keeps it there, and takes everything away again.
+//!
+//! Order, so that no packet meets half of the work: sets, then routes, then rules; at the end the rules first.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+use tracing::{debug, info, warn};
+
+use super::apply::{Backend, Family, ToolError};
+use super::audit::{self, Wording};
+use super::detect::{StartError, detect};
+use super::dump::{Dump, DumpError};
+use super::ipset;
+use super::leftovers::{read, remove_all, remove_rules, remove_sets};
+use super::machine::Machine;
+use super::names::CREATED_CHAIN;
+use super::plan::{Capabilities, FamilyPlan, Plan, Wanted, plan};
+use super::render;
+use super::routes::{Entry, RouteError};
+use crate::config::{InterceptSettings, IptablesBackend};
+use crate::obs::api::RulesReport;
+
+/// Every so many checks the members of the sets are compared one by one, and the back end's hint chains looked at.
+const THOROUGH_EVERY: u32 = 15;
+/// Sets up to this size are compared member by member; larger ones by their number of members.
+const THOROUGH_MEMBERS: usize = 20_000;
+/// A check may cost this share of the time between two checks.
+const CHECK_SHARE: u32 = 40;
+/// The longest time between two checks, so that whatever is tampered with is mended within five seconds.
+const LONGEST_PERIOD: Duration = Duration::from_secs(4);
+
+/// The rules could not be brought to what is wanted.
+#[derive(Debug, thiserror::Error)]
+pub enum RulesError {
+    /// A program failed.
+    #[error(transparent)]
+    Tool(#[from] ToolError),
+    /// Its output makes no sense.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    /// A route or policy rule could not be handled.
+    #[error(transparent)]
+    Route(#[from] RouteError),
+    /// An empty table could not be removed.
+    #[error("removing the empty nft table {family} {table}: {source}")]
+    Table {
+        /// The table.
+        table: String,
+        /// `ipv4` or `ipv6`.
+        family: &'static str,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The back end's programs were there, and are gone.
+    #[error("`iptables-{0}-save` has been removed from this machine; install the package `iptables`")]
+    ProgramsGone(&'static str),
+    /// The same for sets.
+    #[error("`ipset` has been removed from this machine; install the package `ipset`")]
+    IpsetGone,
+}
+
+/// Owner of everything that this program has in the packet filter of one machine.
+#[derive(Debug)]
+pub struct Reconciler<M> {
+    machine: M,
+    setting: IptablesBackend,
+    sync_period: Duration,
+    backend: Backend,
+    capabilities: Capabilities,
+    /// Rules with sets have been installed once, so that a later failure is not for want of sets.
+    sets_proven: bool,
+    /// What is in force; `None` before the first success and after a failure, when everything is done anew.
+    wanted: Option<Wanted>,
+    wording: BTreeMap<Family, Wording>,
+    created: BTreeSet<(Family, &'static str)>,
+    checks: u32,
+    cost: Duration,
+    report: RulesReport,
+}
+
+impl<M: Machine> Reconciler<M> {
+    /// Looks at the machine; changes nothing.
+    pub async fn new(machine: M, settings: &InterceptSettings) -> Result<Self, StartError> {
+        let found = detect(&machine, settings.iptables_backend).await?;
+        info!(backend = found.backend.as_str(), why = found.why, ipv6 = found.v6, "packet filter");
+        let mut report = RulesReport { backend: found.backend.as_str().to_owned(), ..RulesReport::default() };
+        if !found.v6 {
+            report.warnings.push(format!("serving IPv4 only: {}", found.no_v6));
+        }
+        Ok(Self {
+            machine,
+            setting: settings.iptables_backend,
+            sync_period: settings.sync_period,
+            backend: found.backend,
+            capabilities: Capabilities { ipset: true, v6: found.v6, policy_routing: true },
+            sets_proven: false,
+            wanted: None,
+            wording: BTreeMap::new(),
+            created: BTreeSet::new(),
+            checks: 0,
+            cost: Duration::ZERO,
+            report,
+        })
+    }
+
+    /// Brings the node to `wanted`. Where only the served frontends changed, only sets are touched. What a killed
+    /// agent left is taken over in the same step that replaces it.
+    pub async fn apply(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
+        let started = Instant::now();
+        let result = self.bring_about(wanted).await;
+        debug!(took = ?started.elapsed(), ok = result.is_ok(), "rules applied");
+        self.conclude(result)
+    }
+
+    /// Looks whether everything stands as applied, and mends what does not. Counts what it mended.
+    pub async fn check(&mut self) -> Result<(), RulesError> {
+        let Some(wanted) = self.wanted.clone() else { return Ok(()) };
+        let started = Instant::now();
+        self.checks = self.checks.wrapping_add(1);
+        let result = self.mend(&wanted).await;
+        self.cost = started.elapsed();
+        self.conclude(result)
+    }
+
+    /// How long to wait until the next check: the configured period, stretched where reading the rules is slow
+    /// because the node has very many.
+    pub fn period(&self) -> Duration {
+        let longest = LONGEST_PERIOD.max(self.sync_period);
+        (self.cost * CHECK_SHARE).clamp(self.sync_period, longest)
+    }
+
+    /// Removes everything of ours, so that the machine is as if the agent had never been there.
+    pub async fn withdraw(&mut self) -> Result<(), RulesError> {
+        self.wanted = None;
+        self.report.installed = false;
+        let result = remove_all(&self.machine, &self.created).await;
+        if result.is_ok() {
+            self.created.clear();
+            self.wording.clear();
+        }
+        if let Err(error) = &result {
+            self.report.last_error = error.to_string();
+        }
+        result
+    }
+
+    /// The state for `status`.
+    pub fn report(&self) -> RulesReport {
+        self.report.clone()
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    fn conclude(&mut self, result: Result<(), RulesError>) -> Result<(), RulesError> {
+        self.report.installed = self.wanted.as_ref().is_some_and(|wanted| !wanted.ranges.is_empty());
+        self.report.refuse_before_accept = self.capabilities.ipset;
+        self.report.last_error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        result
+    }
+
+    fn warn(&mut self, text: String) {
+        if !self.report.warnings.contains(&text) {
+            warn!("{text}");
+            self.report.warnings.push(text);
+        }
+    }
+
+    async fn bring_about(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
+        let old = self.wanted.take();
+        let fresh = old.is_none();
+        loop {
+            let before = self.capabilities;
+            let target = plan(wanted, before);
+            let standing = old.as_ref().map(|old| plan(old, before));
+            let result = self.load_and_install(wanted, old.as_ref(), &target, standing.as_ref()).await;
+            match result {
+                // The machine turned out to have less than was thought: once more, with a humbler plan.
+                Ok(()) if self.capabilities != before => {}
+                Err(RulesError::Tool(error @ ToolError::Failed { .. }))
+                    if before.ipset && !self.sets_proven && !error.is_busy() =>
+                {
+                    self.give_up_sets(&error.to_string());
+                }
+                Err(error) => return Err(error),
+                Ok(()) => break,
+            }
+        }
+        self.sets_proven |= self.capabilities.ipset;
+        if fresh {
+            self.sweep_other_backend().await;
+        }
+        self.wanted = Some(wanted.clone());
+        Ok(())
+    }
+
+    fn give_up_sets(&mut self, why: &str) {
+        self.capabilities.ipset = false;
+        self.warn(format!(
+            "ip sets cannot be used: what is not served is reset after the connect instead of refused before it ({why})"
+        ));
+    }
+
+    async fn load_and_install(
+        &mut self,
+        wanted: &Wanted,
+        old: Option<&Wanted>,
+        target: &Plan,
+        standing: Option<&Plan>,
+    ) -> Result<(), RulesError> {
+        if self.capabilities.ipset && !target.families.is_empty() {
+            self.load_sets(wanted, old, target, standing).await?;
+            if !self.capabilities.ipset {
+                return Ok(());
+            }
+        }
+        if standing == Some(target) {
+            return Ok(());
+        }
+        self.add_entries(target).await?;
+        for family in Family::ALL {
+            match target.family(family) {
+                Some(plan) => {
+                    let dump = self.dump(family).await?;
+                    self.install(plan, &dump).await?;
+                }
+                None if family == Family::V4 || self.capabilities.v6 => {
+                    remove_rules(&self.machine, self.backend, family, &self.created).await?;
+                    self.wording.remove(&family);
+                }
+                None => {}
+            }
+        }
+        let keep = target.entries();
+        for entry in self.machine.own_entries().await?.into_iter().rev().filter(|entry| !keep.contains(entry))
+        {
+            self.machine.remove_entry(entry).await?;
+        }
+        let needed: Vec<&str> = target
+            .families
+            .iter()
+            .filter(|plan| plan.sets)
+            .flat_map(|plan| ipset::sets(plan.family))
+            .map(|set| set.name)
+            .collect();
+        remove_sets(&self.machine, |name| !needed.contains(&name)).await
+    }
+
+    async fn load_sets(
+        &mut self,
+        wanted: &Wanted,
+        old: Option<&Wanted>,
+        target: &Plan,
+        standing: Option<&Plan>,
+    ) -> Result<(), RulesError> {
+        let mut script = String::new();
+        let mut anew = Vec::new();
+        for plan in &target.families {
+            match old.filter(|_| standing.is_some_and(|standing| standing.family(plan.family).is_some())) {
+                Some(old) => ipset::changes(plan.family, old, wanted, &mut script),
+                None => anew.push(plan.family),
+            }
+        }
+        if !script.is_empty()
+            && let Err(error) = self.machine.ipset_restore(&script).await
+        {
+            debug!(%error, "the change of the sets failed; loading them anew");
+            anew = target.families.iter().map(|plan| plan.family).collect();
+        }
+        if anew.is_empty() {
+            return Ok(());
+        }
+        let Some(text) = self.machine.ipset_list().await? else {
+            if self.sets_proven {
+                return Err(RulesError::IpsetGone);
+            }
+            self.give_up_sets("the program `ipset` is not installed, or the kernel has no sets");
+            return Ok(());
+        };
+        let heads = ipset::heads(&text);
+        let mut script = String::new();
+        for set in anew.into_iter().flat_map(ipset::sets) {
+            set.full_load(&set.members(wanted), &heads, &mut script);
+        }
+        Ok(self.machine.ipset_restore(&script).await?)
+    }
+
+    async fn dump(&self, family: Family) -> Result<Dump, RulesError> {
+        let dump = read(&self.machine, self.backend, family).await?;
+        dump.ok_or(RulesError::ProgramsGone(self.backend.as_str()))
+    }
+
+    /// Writes one family's rules and reads back how the machine words them.
+    async fn install(&mut self, plan: &FamilyPlan, dump: &Dump) -> Result<(), RulesError> {
+        let family = plan.family;
+        if self.backend == Backend::Nft {
+            for table in &plan.tables {
+                if dump.table(table.name).is_none_or(|now| now.has_chain(CREATED_CHAIN)) {
+                    self.created.insert((family, table.name));
+                }
+            }
+        }
+        let script = render::install(plan, dump, &self.created_in(family));
+        self.machine.restore(self.backend, family, &script).await?;
+        let now = self.dump(family).await?;
+        self.wording.insert(family, audit::wording(plan, &now));
+        Ok(())
+    }
+
+    fn created_in(&self, family: Family) -> BTreeSet<&'static str> {
+        self.created.iter().filter(|(of, _)| *of == family).map(|(_, table)| *table).collect()
+    }
+
+    /// Adds missing routes and policy rules. A missing route does not stop the rest: pods are served without it.
+    /// Returns what was added.
+    async fn add_entries(&mut self, target: &Plan) -> Result<Vec<Entry>, RulesError> {
+        let own = self.machine.own_entries().await?;
+        let missing: Vec<Entry> = target.entries().difference(&own).copied().collect();
+        if missing.is_empty() {
+            return Ok(missing);
+        }
+        let foreign = self.machine.foreign_destinations().await?;
+        let mut added = Vec::new();
+        for entry in missing {
+            // Someone else's route to the very same destination serves as well, and is not ours to double.
+            if matches!(entry, Entry::ToRange(range) if foreign.contains(&range)) {
+                continue;
+            }
+            match self.machine.add_entry(entry).await {
+                Ok(()) => added.push(entry),
+                Err(error) if !matches!(entry, Entry::ToRange(_)) && error.is_unsupported() => {
+                    self.capabilities.policy_routing = false;
+                    self.warn(format!(
+                        "the kernel has no policy routing: pods on a bridge may see a timeout instead of a refusal ({error})"
+                    ));
+                }
+                Err(error) => self.warn(format!(
+                    "a route is missing; processes of this node that have no default route cannot connect ({error})"
+                )),
+            }
+        }
+        Ok(added)
+    }
+
+    async fn mend(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
+        let thorough = self.checks.is_multiple_of(THOROUGH_EVERY);
+        if thorough && self.setting == IptablesBackend::Auto {
+            self.follow_hints(wanted).await?;
+        }
+        let target = plan(wanted, self.capabilities);
+        let mut mended = self.mend_sets(wanted, &target, thorough).await?;
+        for plan in &target.families {
+            let dump = self.dump(plan.family).await?;
+            let wording = self.wording.entry(plan.family).or_default();
+            let created =
+                self.created.iter().filter(|(of, _)| *of == plan.family).map(|(_, name)| *name).collect();
+            let found = audit::differences(plan, &dump, wording, &created);
+            if !found.is_empty() {
+                self.install(plan, &dump).await?;
+                mended.extend(found.into_iter().map(|line| format!("{} {line}", plan.family.as_str())));
+            }
+        }
+        let added = self.add_entries(&target).await?;
+        mended.extend(added.iter().map(|entry| format!("missing: {entry}")));
+        if !mended.is_empty() {
+            warn!(what = mended.join("; "), "someone changed the rules; mended");
+            self.report.repairs_total += mended.len() as u64;
+        }
+        Ok(())
+    }
+
+    /// Loads sets anew that are missing or have other members than they should.
+    async fn mend_sets(
+        &self,
+        wanted: &Wanted,
+        target: &Plan,
+        thorough: bool,
+    ) -> Result<Vec<String>, RulesError> {
+        let planned =
+            target.families.iter().filter(|plan| plan.sets).flat_map(|plan| ipset::sets(plan.family));
+        let planned: Vec<ipset::Set> = planned.collect();
+        if planned.is_empty() {
+            return Ok(Vec::new());
+        }
+        let heads = ipset::heads(&self.machine.ipset_list().await?.ok_or(RulesError::IpsetGone)?);
+        let saved = if thorough && wanted.served.len() <= THOROUGH_MEMBERS {
+            self.machine.ipset_save().await?
+        } else {
+            None
+        };
+        let mut script = String::new();
+        let mut mended = Vec::new();
+        for set in planned {
+            let members = || set.members(wanted);
+            let good = match (heads.get(set.name), &saved) {
+                (None, _) => false,
+                (Some(head), _) if head.entries != set.count(wanted) => false,
+                (Some(_), None) => true,
+                (Some(_), Some(saved)) => {
+                    let saved = ipset::saved_members(saved, set.name);
+                    members().iter().all(|member| saved.contains(member.as_str()))
+                }
+            };
+            if !good {
+                set.full_load(&members(), &heads, &mut script);
+                mended.push(format!("ip set {} was changed", set.name));
+            }
+        }
+        if !script.is_empty() {
+            self.machine.ipset_restore(&script).await?;
+        }
+        Ok(mended)
+    }
+
+    /// Moves to the other back end if its hint chains have appeared there since the start.
+    async fn follow_hints(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
+        let Ok(found) = detect(&self.machine, self.setting).await else { return Ok(()) };
+        if found.backend == self.backend {
+            return Ok(());
+        }
+        warn!(from = self.backend.as_str(), to = found.backend.as_str(), why = found.why, "moving the rules");
+        let old = std::mem::replace(&mut self.backend, found.backend);
+        self.wording.clear();
+        let target = plan(wanted, self.capabilities);
+        for plan in &target.families {
+            let dump = self.dump(plan.family).await?;
+            self.install(plan, &dump).await?;
+        }
+        for family in Family::ALL {
+            remove_rules(&self.machine, old, family, &self.created).await?;
+        }
+        found.backend.as_str().clone_into(&mut self.report.backend);
+        Ok(())
+    }
+
+    /// Removes what an earlier run left in the other back end. A fault there is no reason not to serve.
+    async fn sweep_other_backend(&mut self) {
+        for backend in Backend::ALL.into_iter().filter(|backend| *backend != self.backend) {
+            for family in Family::ALL {
+                match remove_rules(&self.machine, backend, family, &BTreeSet::new()).await {
+                    Ok(true) => info!(backend = backend.as_str(), "removed rules of an earlier run"),
+                    Ok(false) => {}
+                    Err(error) => {
+                        debug!(backend = backend.as_str(), %error, "the other back end cannot be read")
+                    }
+                }
+            }
+        }
+    }
+}

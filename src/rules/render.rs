@@ -1,0 +1,116 @@
+//! Plans as text: for `iptables-restore --noflush`, and as `iptables-save` would print them. Pure.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+
+use super::dump::{Dump, Rule, Table};
+use super::names::{CREATED_CHAIN, is_own_chain};
+use super::plan::{FamilyPlan, Plan, jump};
+
+/// The script that makes own chains and jumps of `plan` stand as planned, whatever `dump` shows of them now. Foreign
+/// rules and chains do not occur in it. `created` names the tables that did not exist before this program.
+pub fn install(plan: &FamilyPlan, dump: &Dump, created: &BTreeSet<&'static str>) -> String {
+    let mut text = String::new();
+    for table in &plan.tables {
+        let now = dump.table(table.name);
+        let _ = writeln!(text, "*{}", table.name);
+        for chain in &table.chains {
+            // Creates the chain or empties it.
+            let _ = writeln!(text, ":{} - [0:0]", chain.name);
+        }
+        if created.contains(table.name) {
+            let _ = writeln!(text, ":{CREATED_CHAIN} - [0:0]");
+        }
+        for chain in &table.chains {
+            for rule in &chain.rules {
+                let _ = writeln!(text, "-A {} {rule}", chain.name);
+            }
+        }
+        let good: Vec<&str> = table
+            .jumps
+            .iter()
+            .filter(|(from, to)| stands_first(now, from, to))
+            .map(|(from, _)| *from)
+            .collect();
+        for rule in now.into_iter().flat_map(jumps_into_own) {
+            if !good.contains(&rule.chain.as_str()) {
+                let _ = writeln!(text, "-D {} {}", rule.chain, rule.text);
+            }
+        }
+        for (from, to) in table.jumps.iter().filter(|(from, _)| !good.contains(from)) {
+            let _ = writeln!(text, "-I {from} 1 {}", jump(to));
+        }
+        text.push_str("COMMIT\n");
+    }
+    text
+}
+
+/// The script that takes away every own chain and every jump into one, or `None` if `dump` shows none.
+pub fn removal(dump: &Dump) -> Option<String> {
+    let mut text = String::new();
+    // What captures goes first: from then on nothing new reaches the acceptor.
+    let mut tables: Vec<&Table> = dump.tables.iter().collect();
+    tables.sort_by_key(|table| table.name != "nat");
+    for table in tables {
+        let chains: Vec<&str> =
+            table.chains.iter().map(|chain| chain.name.as_str()).filter(|name| is_own_chain(name)).collect();
+        if chains.is_empty() {
+            continue;
+        }
+        let _ = writeln!(text, "*{}", table.name);
+        for rule in jumps_into_own(table) {
+            let _ = writeln!(text, "-D {} {}", rule.chain, rule.text);
+        }
+        for chain in &chains {
+            let _ = writeln!(text, "-F {chain}");
+        }
+        for chain in &chains {
+            let _ = writeln!(text, "-X {chain}");
+        }
+        text.push_str("COMMIT\n");
+    }
+    (!text.is_empty()).then_some(text)
+}
+
+/// The plan as `iptables-save` prints it: one text for each family.
+pub fn save_form(plan: &Plan) -> Vec<(super::apply::Family, String)> {
+    plan.families.iter().map(|family| (family.family, family_save_form(family))).collect()
+}
+
+fn family_save_form(plan: &FamilyPlan) -> String {
+    let mut text = String::new();
+    for table in &plan.tables {
+        let _ = writeln!(text, "*{}", table.name);
+        for chain in &table.chains {
+            let _ = writeln!(text, ":{} - [0:0]", chain.name);
+        }
+        for (from, to) in &table.jumps {
+            let _ = writeln!(text, "-A {from} {}", jump(to));
+        }
+        for chain in &table.chains {
+            for rule in &chain.rules {
+                let _ = writeln!(text, "-A {} {rule}", chain.name);
+            }
+        }
+        text.push_str("COMMIT\n");
+    }
+    text
+}
+
+/// Rules outside own chains that lead into one.
+pub(super) fn jumps_into_own(table: &Table) -> impl Iterator<Item = &Rule> {
+    table.rules.iter().filter(|rule| {
+        // The text is searched first: a node may have thousands of foreign rules, and words are costly.
+        rule.text.contains("EDGESPLICE")
+            && !is_own_chain(&rule.chain)
+            && rule.target().is_some_and(|target| is_own_chain(&target))
+    })
+}
+
+/// Whether `from` begins with exactly our jump to `to`, and has no other into an own chain.
+pub(super) fn stands_first(table: Option<&Table>, from: &str, to: &str) -> bool {
+    let Some(table) = table else { return false };
+    let ours: Vec<&Rule> = jumps_into_own(table).filter(|rule| rule.chain == from).collect();
+    let first = table.rules_of(from).next();
+    matches!(ours[..], [only] if first == Some(only) && only.text == jump(to))
+}
