@@ -2,7 +2,25 @@
 //!
 //! Everything here is pure: objects go in, an immutable [`Snapshot`] comes out, and whatever was left out carries
 //! its reason. No sockets, no files, no clock; those belong to `source`, `rules` and `proxy`.
+//!
+//! The way of an object: [`Store`] keeps it and knows which services it concerns (`index`), `build` turns one
+//! Service into its ports, `gather` collects the endpoints of a port, `reach` finds the address that this node
+//! dials, `topology` says which of them may be picked, `traffic` reads how. [`diff`] compares two snapshots,
+//! [`ranges`] finds what to capture, [`explain`] answers for one destination.
 
+mod build;
+pub mod diff;
+pub mod explain;
+mod gather;
+mod index;
+mod local;
+pub mod ranges;
+mod reach;
+mod store;
+mod topology;
+mod traffic;
 mod types;
 
+pub use local::Local;
+pub use store::Store;
 pub use types::*;

@@ -185,7 +185,7 @@ impl fmt::Display for Policy {
 /// Settings of passive ejection that a `DestinationRule` may override; `None` keeps the agent's default.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]
 pub struct OutlierDetection {
-    /// Consecutive failures until a backend is ejected.
+    /// Consecutive failures until a backend is ejected; 0: never.
     pub consecutive_errors: Option<u32>,
     /// First ejection time; it doubles from there.
     pub base_ejection_time: Option<Duration>,

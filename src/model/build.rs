@@ -1,0 +1,207 @@
+//! One Service and everything joined to it → its service ports.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::source::slim::{self, DestinationRule, EndpointSlice, Endpoints, Node, Service};
+
+use super::gather::{gather, protocol_name};
+use super::index::Pods;
+use super::local::Local;
+use super::reach::reach;
+use super::topology::{Judged, Place, choose};
+use super::traffic;
+use super::types::{BackendSet, Policy, PortId, ServiceId, ServicePort};
+
+/// What every Service is built against.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct World<'a> {
+    pub(super) local: &'a Local,
+    pub(super) pods: &'a Pods,
+    pub(super) nodes: &'a HashMap<Arc<str>, Box<Node>>,
+    /// Every ClusterIP, with the slot of the Service that has it.
+    pub(super) claims: &'a BTreeSet<(IpAddr, u32)>,
+}
+
+impl<'a> World<'a> {
+    /// This node's own Node object.
+    pub(super) fn own_node(&self) -> Option<&'a Node> {
+        self.nodes.get(&self.local.node_name).map(AsRef::as_ref)
+    }
+
+    /// Why dialling `addr` would lead back into this agent, if it would.
+    pub(super) fn loops(&self, addr: SocketAddr) -> Option<String> {
+        let ip = addr.ip();
+        if self.claims.range((ip, 0)..=(ip, u32::MAX)).next().is_some() {
+            return Some(format!("{ip} is the ClusterIP of a Service"));
+        }
+        if let Some(range) = self.local.captured.iter().find(|range| range.contains(&ip)) {
+            return Some(format!("{ip} is inside the captured range {range}"));
+        }
+        let own = ip.is_loopback() || self.local.own_addresses.contains(&ip);
+        (own && addr.port() == self.local.proxy_port).then(|| format!("{addr} is this agent's own listener"))
+    }
+}
+
+/// A Service and what is joined to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sources<'a> {
+    pub(super) id: &'a ServiceId,
+    pub(super) service: &'a Service,
+    /// Its slices, by name.
+    pub(super) slices: &'a [Box<EndpointSlice>],
+    pub(super) endpoints: Option<&'a Endpoints>,
+    pub(super) rule: Option<&'a DestinationRule>,
+}
+
+/// What a Service comes to.
+#[derive(Debug, Default)]
+pub(super) struct Built {
+    pub(super) ports: Vec<ServicePort>,
+    /// Why it is left alone, if it is.
+    pub(super) not_proxied: Option<String>,
+    /// Hashes of what it was built from, sorted.
+    pub(super) deps: Vec<u64>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// The ClusterIPs that clients of a Service use; an ExternalName has none, whatever lingers in its spec.
+pub(super) fn cluster_ips(service: &Service) -> &[IpAddr] {
+    if service.external_name { &[] } else { &service.cluster_ips }
+}
+
+/// Builds the ports of one Service.
+pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
+    let mut out = Built::default();
+    let ips = cluster_ips(from.service);
+    if ips.is_empty() {
+        if !from.service.headless && !from.service.external_name && !from.service.ports.is_empty() {
+            out.warnings.push(format!("Service {} has no ClusterIP yet; passed over", from.id));
+        }
+        return out;
+    }
+    out.not_proxied = left_alone(world, from);
+    if out.not_proxied.is_some() {
+        return out;
+    }
+    let policy = traffic::policy(from.service, from.rule, &mut out.warnings);
+    for port in from.service.ports.iter() {
+        if port.protocol == slim::Protocol::Sctp {
+            out.warnings.push(format!(
+                "Service {}: SCTP is not intercepted; port {} is left alone",
+                from.id, port.port
+            ));
+            continue;
+        }
+        let built = service_port(world, from, port, &policy, &mut out);
+        if let Some(twin) = out.ports.iter().find(|p| clash(p, &built)) {
+            out.warnings.push(format!(
+                "Service {}: port {} has the name or the number of port {}; passed over",
+                from.id, built.number, twin.number
+            ));
+            continue;
+        }
+        out.ports.push(built);
+    }
+    if matches!(policy, Policy::Header(_)) && out.ports.iter().all(|p| p.policy != policy) {
+        out.warnings.push(format!(
+            "Service {}: policy {policy} needs an HTTP port (appProtocol: http, or a port name that starts with http-)",
+            from.id
+        ));
+    }
+    out.deps.sort_unstable();
+    out.deps.dedup();
+    out.warnings.sort_unstable();
+    out.warnings.dedup();
+    out
+}
+
+fn clash(a: &ServicePort, b: &ServicePort) -> bool {
+    a.id == b.id || (a.number == b.number && a.id.protocol == b.id.protocol)
+}
+
+/// Why a Service with a ClusterIP is not intercepted, if it is not.
+fn left_alone(world: &World<'_>, from: &Sources<'_>) -> Option<String> {
+    if let Some(out) = from.service.opt_out {
+        return Some(format!("its label {} takes it away from this proxy", out.label()));
+    }
+    let kubernetes = &*from.id.namespace == "default" && &*from.id.name == "kubernetes";
+    if kubernetes && !world.local.capture_kubernetes {
+        return Some(
+            "default/kubernetes, the way to the API server, is not intercepted unless intercept.kubernetesService \
+             is true"
+                .to_owned(),
+        );
+    }
+    let ports = &from.service.ports;
+    (!ports.is_empty() && ports.iter().all(|p| p.protocol == slim::Protocol::Sctp))
+        .then(|| "it has SCTP ports only, and SCTP is not intercepted".to_owned())
+}
+
+fn service_port(
+    world: &World<'_>,
+    from: &Sources<'_>,
+    port: &slim::ServicePort,
+    policy: &Policy,
+    out: &mut Built,
+) -> ServicePort {
+    let ips = cluster_ips(from.service);
+    let mode = traffic::mode(port);
+    let mut set = |v4: bool| {
+        if ips.iter().any(|ip| ip.is_ipv4() == v4) {
+            backends(world, from, port, v4, out)
+        } else {
+            BackendSet::default()
+        }
+    };
+    let (v4, v6) = (set(true), set(false));
+    ServicePort {
+        id: PortId {
+            service: from.id.clone(),
+            name: port.name.clone(),
+            protocol: protocol_name(port.protocol),
+        },
+        number: port.port,
+        app_protocol: port.app_protocol.clone(),
+        mode,
+        frontends: ips.iter().map(|ip| SocketAddr::new(*ip, port.port)).collect(),
+        policy: traffic::policy_for(policy, mode),
+        affinity: from.service.affinity_seconds.map(|s| Duration::from_secs(s.into())),
+        local_only: from.service.local_only,
+        connect_timeout: from.rule.and_then(|rule| rule.connect_timeout),
+        outlier: traffic::outlier(from.rule),
+        v4,
+        v6,
+    }
+}
+
+fn backends(
+    world: &World<'_>,
+    from: &Sources<'_>,
+    port: &slim::ServicePort,
+    v4: bool,
+    out: &mut Built,
+) -> BackendSet {
+    let mut found = gather(world, from, port, v4);
+    out.deps.append(&mut found.deps);
+    out.warnings.append(&mut found.warnings);
+    let judged = found.candidates.into_iter().map(|candidate| {
+        let (backend, bar) = reach(world, from.id, port.protocol, &candidate, &mut out.deps);
+        Judged {
+            backend,
+            ready: candidate.ready,
+            serving: candidate.serving,
+            terminating: candidate.terminating,
+            hints: candidate.hints,
+            bar,
+        }
+    });
+    let place = Place {
+        node: &world.local.node_name,
+        zone: world.own_node().and_then(|node| node.zone.as_deref()),
+        local_only: from.service.local_only,
+    };
+    choose(judged.collect(), place)
+}

@@ -1,0 +1,138 @@
+//! DestinationRule of Istio: the few fields that choose and watch over backends.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+
+use super::fields::{GoDuration, nullable};
+use super::meta::RawMeta;
+
+/// A DestinationRule; it concerns the Service of the same name and namespace.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DestinationRule {
+    /// The namespace.
+    pub namespace: Arc<str>,
+    /// The name.
+    pub name: Arc<str>,
+    /// `trafficPolicy.loadBalancer.simple` as written.
+    pub simple: Option<Box<str>>,
+    /// `consistentHash.httpHeaderName`.
+    pub hash_header: Option<Arc<str>>,
+    /// `consistentHash.useSourceIp`.
+    pub hash_source_ip: bool,
+    /// `consistentHash` holds something else (a cookie, a query parameter), which is not supported.
+    pub hash_unsupported: bool,
+    /// The smallest of `outlierDetection`'s counts of consecutive errors that is set; 0 where all that are set
+    /// are 0, which switches ejection off.
+    pub consecutive_errors: Option<u32>,
+    /// `outlierDetection.baseEjectionTime`.
+    pub base_ejection_time: Option<Duration>,
+    /// `outlierDetection.maxEjectionPercent`, at most 100.
+    pub max_ejection_percent: Option<u8>,
+    /// `connectionPool.tcp.connectTimeout`.
+    pub connect_timeout: Option<Duration>,
+}
+
+#[derive(Deserialize)]
+struct RawRule {
+    metadata: RawMeta,
+    #[serde(default, deserialize_with = "nullable")]
+    spec: RawSpec,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawSpec {
+    #[serde(default, deserialize_with = "nullable")]
+    traffic_policy: TrafficPolicy,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TrafficPolicy {
+    #[serde(default, deserialize_with = "nullable")]
+    load_balancer: LoadBalancer,
+    #[serde(default, deserialize_with = "nullable")]
+    outlier_detection: Outlier,
+    #[serde(default, deserialize_with = "nullable")]
+    connection_pool: ConnectionPool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct LoadBalancer {
+    #[serde(default)]
+    simple: Option<Box<str>>,
+    #[serde(default, deserialize_with = "nullable")]
+    consistent_hash: ConsistentHash,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct ConsistentHash {
+    #[serde(default)]
+    http_header_name: Option<Arc<str>>,
+    #[serde(default, deserialize_with = "nullable")]
+    use_source_ip: bool,
+    #[serde(default)]
+    http_cookie: Option<IgnoredAny>,
+    #[serde(default)]
+    http_query_parameter_name: Option<IgnoredAny>,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Outlier {
+    #[serde(default)]
+    consecutive_errors: Option<u32>,
+    #[serde(rename = "consecutive5xxErrors", default)]
+    consecutive_5xx_errors: Option<u32>,
+    #[serde(default)]
+    consecutive_gateway_errors: Option<u32>,
+    #[serde(default)]
+    base_ejection_time: Option<GoDuration>,
+    #[serde(default)]
+    max_ejection_percent: Option<u32>,
+}
+
+#[derive(Default, Deserialize)]
+struct ConnectionPool {
+    #[serde(default, deserialize_with = "nullable")]
+    tcp: TcpPool,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct TcpPool {
+    #[serde(default)]
+    connect_timeout: Option<GoDuration>,
+}
+
+impl<'de> Deserialize<'de> for DestinationRule {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let RawRule { metadata, spec } = RawRule::deserialize(from)?;
+        let policy = spec.traffic_policy;
+        let hash = policy.load_balancer.consistent_hash;
+        let outlier = policy.outlier_detection;
+        // A failed dial counts as every kind of error, so that the smallest limit is the one that strikes.
+        let counts =
+            [outlier.consecutive_errors, outlier.consecutive_5xx_errors, outlier.consecutive_gateway_errors];
+        let set = || counts.into_iter().flatten();
+        Ok(Self {
+            namespace: metadata.namespace(),
+            name: metadata.name.0,
+            simple: policy.load_balancer.simple,
+            hash_header: hash.http_header_name.filter(|h| !h.is_empty()),
+            hash_source_ip: hash.use_source_ip,
+            hash_unsupported: hash.http_cookie.is_some() || hash.http_query_parameter_name.is_some(),
+            consecutive_errors: set().filter(|n| *n > 0).min().or_else(|| set().next()),
+            base_ejection_time: outlier.base_ejection_time.map(|d| d.0),
+            max_ejection_percent: outlier
+                .max_ejection_percent
+                .map(|p| u8::try_from(p.min(100)).unwrap_or(100)),
+            connect_timeout: policy.connection_pool.tcp.connect_timeout.map(|d| d.0),
+        })
+    }
+}
