@@ -99,7 +99,8 @@ fn the_limit_of_open_files_stops_nothing_for_good() {
     let _server = Server::echo(&b, 7000);
     let agent = Agent::on(&a).manifest("trio.json", &manifest(&["192.168.77.2"]));
     let mut agent = agent.wrapped(&["prlimit", "--nofile=64:64"]).start();
-    let mut open: Vec<_> = (0..200).filter_map(|_| a.connect(SERVICE).ok()).collect();
+    let mut open: Vec<_> =
+        (0..200).filter_map(|_| a.connect_within(SERVICE, Duration::from_millis(300)).ok()).collect();
     let mut answered = 0;
     for stream in &mut open {
         stream.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");

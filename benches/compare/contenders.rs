@@ -79,7 +79,7 @@ fn haproxy(node: &Node, backend: &str) -> Process {
 
 /// What every configuration of `HAProxy` begins with: two threads, splicing where it pays.
 pub(crate) fn haproxy_head() -> String {
-    "global\n  nbthread 2\n  maxconn 8000\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 1s\n  \
+    "global\n  nbthread 2\n  maxconn 2000\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 1s\n  \
      timeout client 1h\n  timeout server 1h\n"
         .to_owned()
 }
@@ -88,8 +88,8 @@ pub(crate) fn haproxy_head() -> String {
 pub(crate) fn start_haproxy(node: &Node, config: &str, port: u16) -> Process {
     let file = node.dir().join(format!("haproxy-{}.cfg", node.number));
     fs::write(&file, config).expect("HAProxy's configuration");
-    let process = node.spawn(&["haproxy", "-db", "-f", &file.display().to_string()]);
-    node.wait_for_listener(port);
+    let mut process = node.spawn(&["haproxy", "-db", "-f", &file.display().to_string()]);
+    node.wait_for_listener(port, &mut process);
     process
 }
 
@@ -108,13 +108,13 @@ pub(crate) fn start_nginx(node: &Node, stream: &str, port: u16) -> Process {
     let file = home.join("nginx.conf");
     let config = format!(
         "load_module /usr/lib/nginx/modules/ngx_stream_module.so;\ndaemon off;\nuser root;\nworker_processes 2;\n\
-         pid {0}/pid;\nerror_log {0}/error.log;\nworker_rlimit_nofile 65536;\nevents {{ worker_connections 16384; }}\n\
+         pid {0}/pid;\nerror_log {0}/error.log;\nevents {{ worker_connections 4096; }}\n\
          stream {{\n{stream}}}\n",
         home.display()
     );
     fs::write(&file, config).expect("nginx's configuration");
-    let process = node.spawn(&["nginx", "-e", "stderr", "-c", &file.display().to_string()]);
-    node.wait_for_listener(port);
+    let mut process = node.spawn(&["nginx", "-e", "stderr", "-c", &file.display().to_string()]);
+    node.wait_for_listener(port, &mut process);
     process
 }
 

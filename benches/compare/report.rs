@@ -126,6 +126,17 @@ impl<'a> Report<'a> {
             table.add_row(row("  p50, µs".to_owned(), |outcome| outcome.p50_us));
             table.add_row(row("  p99, µs".to_owned(), |outcome| outcome.p99_us));
         }
+        if measure.key == "latency" {
+            let direct = self.median(measure.key, "direct", |outcome| outcome.p50_us);
+            let direct99 = self.median(measure.key, "direct", |outcome| outcome.p99_us);
+            let added = |kind: &&'static str| {
+                let p50 = self.median(measure.key, kind, |outcome| outcome.p50_us) - direct;
+                let p99 = self.median(measure.key, kind, |outcome| outcome.p99_us) - direct99;
+                if p50.is_finite() { format!("{p50:+.1} / {p99:+.1}") } else { "–".to_owned() }
+            };
+            let title = "  added to direct, p50 / p99, µs".to_owned();
+            table.add_row(std::iter::once(title).chain(self.kinds.iter().map(added)));
+        }
         table.add_row(row(format!("  own CPU, ms per {per}"), |outcome| outcome.own_cpu_ms));
         table.add_row(row(format!("  machine CPU, ms per {per}"), |outcome| outcome.all_cpu_ms));
         let failed = |kind: &&'static str| {

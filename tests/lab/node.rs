@@ -163,8 +163,8 @@ impl Netns {
         let file = dir.join("nginx.conf");
         fs::write(&file, config).expect("nginx's configuration");
         let file = file.display().to_string();
-        let process = self.spawn(&["nginx", "-e", "stderr", "-c", &file]);
-        self.wait_for_listener(port);
+        let mut process = self.spawn(&["nginx", "-e", "stderr", "-c", &file]);
+        self.wait_for_listener(port, &mut process);
         process
     }
 

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
@@ -148,14 +148,15 @@ impl Netns {
         Process::start(self.command(program).args(args), program, &self.dir)
     }
 
-    /// Waits until something listens on this TCP port of the namespace.
-    pub fn wait_for_listener(&self, port: u16) {
+    /// Waits until `process` listens on this TCP port of the namespace. Panics with its log if it does not.
+    pub fn wait_for_listener(&self, port: u16, process: &mut Process) {
         let filter = format!("sport = :{port}");
-        super::eventually(
-            &format!("a listener on port {port} in {}", self.name),
-            Duration::from_secs(10),
-            || (!self.must(&["ss", "-Htln", &filter]).is_empty()).then_some(()),
-        );
+        let end = Instant::now() + Duration::from_secs(20);
+        while self.must(&["ss", "-Htln", &filter]).is_empty() {
+            let over = process.ended().is_some() || Instant::now() > end;
+            assert!(!over, "nobody listens on port {port} in {}; the log:\n{}", self.name, process.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
     }
 }
 
