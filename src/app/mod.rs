@@ -3,4 +3,215 @@
 //! Only `cli` and the tests import this module. No behaviour of its own belongs here beyond order: what starts
 //! before what, and what ends before what.
 
-pub mod instance;
+mod control;
+mod data;
+mod instance;
+mod offline;
+mod report;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{info, warn};
+
+use crate::balance::Upstreams;
+use crate::config::Settings;
+use crate::life::Drain;
+use crate::net::sock;
+use crate::obs::admin::AdminServer;
+use crate::obs::api::RulesReport;
+use crate::proxy::Proxy;
+use crate::rules::apply::HostTools;
+use crate::rules::{self, Reconciler};
+use crate::source::Sink;
+
+pub use instance::holder;
+pub use offline::{check, render_rules, resolve_offline};
+
+use control::{Control, Shared};
+use data::DataPlane;
+use instance::InstanceLock;
+use report::Reporter;
+
+/// Updates that may wait for the control task; a source that is faster waits.
+const UPDATE_QUEUE: usize = 1024;
+/// Longest wait for the tasks of the control thread to end.
+const CONTROL_STOP: Duration = Duration::from_secs(5);
+
+/// A running agent: the addresses that were bound, and the way to end it.
+pub struct Running {
+    /// The acceptor's port.
+    pub proxy_port: u16,
+    /// The admin endpoint's address.
+    pub admin: SocketAddr,
+    settings: Arc<Settings>,
+    drain: Drain,
+    data: DataPlane,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    rules: tokio::task::JoinHandle<Reconciler<HostTools>>,
+    _lock: InstanceLock,
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+pub fn run(settings: Settings) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")?;
+    runtime.block_on(async {
+        // Before anything is installed, so that no signal can end the process with rules in place.
+        let mut signals = Signals::new()?;
+        let mut running = start(settings).await?;
+        let failed = tokio::select! {
+            () = signals.stop() => None,
+            error = running.failed() => Some(error),
+        };
+        tokio::select! {
+            () = running.drain() => {}
+            () = signals.stop() => warn!("told to stop again: open connections are reset"),
+        }
+        running.end().await?;
+        failed.map_or(Ok(()), Err)
+    })
+}
+
+/// Binds, wires and starts everything. When it returns, the agent works, or is about to: `/readyz` tells. An error
+/// leaves the machine as it was.
+pub async fn start(settings: Settings) -> anyhow::Result<Running> {
+    let settings = Arc::new(settings);
+    // Everything that can be wrong with what the user gave comes first: nothing has been touched yet.
+    let source = offline::open(&settings)?;
+    let reconciler = Reconciler::new(HostTools, &settings.intercept).await?;
+    let lock = InstanceLock::take()?;
+    if let Err(error) = sock::raise_nofile() {
+        warn!(%error, "the limit of open descriptors could not be raised");
+    }
+    let admin = AdminServer::bind(settings.admin.listen)?;
+    let admin_addr = admin.local_addr();
+    let proxy = Proxy::bind(&settings.proxy, settings.intercept.own_mark)?;
+    let proxy_port = proxy.port();
+
+    let upstreams = Arc::new(Upstreams::new());
+    let shared = Arc::new(Shared::new(proxy_port));
+    let guard = Arc::clone(&shared);
+    let proxy = proxy.with_guard(Arc::new(move |addr| guard.is_captured(addr.ip())));
+    let counters = proxy.counters();
+
+    let (wanted_tx, wanted_rx) = watch::channel(Arc::new(rules::Wanted::default()));
+    let (rules_tx, rules_rx) = watch::channel(RulesReport::default());
+    let (updates_tx, updates_rx) = mpsc::channel(UPDATE_QUEUE);
+    let (status_tx, status_rx) = watch::channel(source.status());
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let drain = Drain::new();
+
+    let control = Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), wanted_tx).await;
+    let data = DataPlane::start(proxy, &settings.proxy, Arc::clone(&upstreams), drain.clone())?;
+    let reporter = Arc::new(Reporter {
+        settings: Arc::clone(&settings),
+        shared,
+        upstreams,
+        counters,
+        source: status_rx,
+        rules: rules_rx,
+        pulse: data.pulse(),
+    });
+
+    tasks.spawn(control.run(updates_rx, stop.clone()));
+    let sink = Sink { updates: updates_tx, status: status_tx };
+    tasks.spawn(source.run(sink, stop.clone()));
+    let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
+    tasks.spawn(admin.serve(reporter.handlers(), stop.clone()));
+    info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
+    Ok(Running { proxy_port, admin: admin_addr, settings, drain, data, stop, tasks, rules, _lock: lock })
+}
+
+impl Running {
+    /// Ends with the reason once a part without which the agent is of no use has failed.
+    pub async fn failed(&mut self) -> anyhow::Error {
+        self.data.failed().await
+    }
+
+    /// Stops accepting and waits for the open connections, at most as long as `proxy.drainTimeout`; resets the rest.
+    pub async fn drain(&self) {
+        info!(timeout = ?self.settings.proxy.drain_timeout, "stopping: no new connections, open ones may end");
+        let killed = self.drain.run(self.settings.proxy.drain_timeout).await;
+        if killed > 0 {
+            warn!(killed, "the drain timeout is over: open connections were reset");
+        }
+    }
+
+    /// Ends every task, and takes the rules away unless they are to be kept.
+    pub async fn end(self) -> anyhow::Result<()> {
+        self.drain.stop().cancel();
+        self.drain.kill().cancel();
+        self.stop.cancel();
+        self.tasks.close();
+        let reconciler = self.rules.await.context("the task that owns the rules has failed")?;
+        if self.settings.proxy.keep_rules {
+            warn!("the rules stay, as --keep-rules says: services are refused until an agent runs again");
+        } else {
+            withdraw(reconciler).await?;
+        }
+        if tokio::time::timeout(CONTROL_STOP, self.tasks.wait()).await.is_err() {
+            warn!("some tasks did not end in time");
+        }
+        self.data.join();
+        info!("stopped");
+        Ok(())
+    }
+}
+
+/// Tries for a while: something else may hold the xtables lock just now, and rules that stay refuse every service.
+async fn withdraw(mut reconciler: Reconciler<HostTools>) -> anyhow::Result<()> {
+    const TRIES: u32 = 5;
+    for attempt in 1.. {
+        match reconciler.withdraw().await {
+            Ok(()) => return Ok(()),
+            Err(error) if attempt < TRIES => {
+                warn!(%error, "the rules could not be taken away yet");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            Err(error) => {
+                return Err(error)
+                    .context("the rules could not be taken away; `edgesplice cleanup` removes them");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The signals that end the agent. SIGHUP is only noted: manifests are reloaded by themselves.
+struct Signals {
+    terminate: tokio::signal::unix::Signal,
+    interrupt: tokio::signal::unix::Signal,
+    hangup: tokio::signal::unix::Signal,
+}
+
+impl Signals {
+    fn new() -> anyhow::Result<Self> {
+        let install = |kind| signal(kind).context("cannot install a signal handler");
+        Ok(Self {
+            terminate: install(SignalKind::terminate())?,
+            interrupt: install(SignalKind::interrupt())?,
+            hangup: install(SignalKind::hangup())?,
+        })
+    }
+
+    async fn stop(&mut self) {
+        loop {
+            tokio::select! {
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+                _ = self.hangup.recv() => info!("SIGHUP: nothing to do, the source is followed by itself"),
+            }
+        }
+    }
+}

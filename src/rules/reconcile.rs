@@ -150,6 +150,16 @@ impl<M: Machine> Reconciler<M> {
         self.report.clone()
     }
 
+    /// What this machine can do.
+    pub fn capabilities(&self) -> Capabilities {
+        self.capabilities
+    }
+
+    /// The back end that was chosen.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
     /// The machine.
     pub fn machine(&self) -> &M {
         &self.machine

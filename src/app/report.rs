@@ -1,0 +1,180 @@
+//! What the admin endpoint says: put together from the snapshot, the counters and the tasks' own reports.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
+
+use tokio::sync::watch;
+
+use crate::balance::{BackendState, BackendView, PortView, Upstreams};
+use crate::config::Settings;
+use crate::model::explain::{self, Live};
+use crate::model::{Backend, PortId};
+use crate::obs::admin::AdminHandlers;
+use crate::obs::api::{
+    BackendReport, Condition, PortReport, ProxyReport, Resolution, RulesReport, ServiceReport, SourceReport,
+    Status,
+};
+use crate::proxy::Counters;
+use crate::source::SourceStatus;
+
+use super::control::Shared;
+use super::data::Pulse;
+
+/// Everything that can be reported.
+pub(super) struct Reporter {
+    pub(super) settings: Arc<Settings>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) upstreams: Arc<Upstreams>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) source: watch::Receiver<SourceStatus>,
+    pub(super) rules: watch::Receiver<RulesReport>,
+    pub(super) pulse: Pulse,
+}
+
+impl Reporter {
+    /// The closures that the admin endpoint calls.
+    pub(super) fn handlers(self: Arc<Self>) -> AdminHandlers {
+        let (status, resolve, health, live) =
+            (Arc::clone(&self), Arc::clone(&self), Arc::clone(&self), Arc::clone(&self));
+        AdminHandlers {
+            status: Box::new(move || status.status()),
+            resolve: Box::new(move |target| resolve.resolve(target)),
+            health: Box::new(move || health.conditions()),
+            live: Box::new(move || live.live()),
+        }
+    }
+
+    fn status(&self) -> Status {
+        let snapshot = self.shared.snapshot.load();
+        let conditions = self.conditions();
+        let source = self.source.borrow();
+        let rules = self.rules.borrow().clone();
+        let mut warnings = snapshot.warnings.clone();
+        if !rules.refuse_before_accept && rules.last_error.is_empty() && !rules.backend.is_empty() {
+            warnings.push(
+                "ipset is missing: what is not served is reset after accept instead of refused; install ipset"
+                    .to_owned(),
+            );
+        }
+        Status {
+            version: crate::obs::VERSION.to_owned(),
+            node: self.settings.node_name.clone(),
+            ready: conditions.iter().all(|condition| condition.ok),
+            conditions,
+            source: SourceReport {
+                kind: source.kind.to_owned(),
+                state: source.state.as_str().to_owned(),
+                age_seconds: source.fresh_at.elapsed().as_secs_f64(),
+                message: source.message.clone(),
+            },
+            proxy: ProxyReport {
+                port: self.shared.proxy_port,
+                active_connections: self.counters.active.load(Relaxed),
+                accepted_total: self.counters.accepted.load(Relaxed),
+                refused_total: self.counters.refused.load(Relaxed),
+                accept_pauses_total: self.counters.accept_pauses.load(Relaxed),
+            },
+            rules,
+            service_cidrs: self.shared.ranges.load().iter().map(ToString::to_string).collect(),
+            warnings,
+            services: self.upstreams.views().iter().map(service).collect(),
+        }
+    }
+
+    fn resolve(&self, target: &str) -> Result<Resolution, String> {
+        let snapshot = self.shared.snapshot.load();
+        let live = |port: &PortId, backend: &Backend| {
+            let view = self.upstreams.view(port)?;
+            view.backends.iter().find(|known| known.backend.addr == backend.addr).map(live)
+        };
+        explain::resolve(&snapshot, &self.shared.ranges.load(), target, &self.settings.dns.domain, &live)
+            .map_err(|error| error.to_string())
+    }
+
+    /// Readiness: a snapshot is in force, the rules are in, and the listeners are up.
+    fn conditions(&self) -> Vec<Condition> {
+        let condition = |name: &str, ok, detail: String| Condition { name: name.to_owned(), ok, detail };
+        let loaded = self.shared.loaded.load(Acquire);
+        let ports = self.shared.snapshot.load().ports.len();
+        let snapshot = if loaded { format!("{ports} service ports") } else { "waiting for the source".to_owned() };
+        let rules = self.rules.borrow();
+        let nothing_to_capture = loaded && self.shared.ranges.load().is_empty();
+        let (rules_ok, rules_detail) = match (rules.installed, nothing_to_capture) {
+            (true, _) => (true, format!("iptables-{}", rules.backend)),
+            (false, true) => (true, "no ClusterIP to capture".to_owned()),
+            (false, false) if rules.last_error.is_empty() => (false, "not installed yet".to_owned()),
+            (false, false) => (false, rules.last_error.clone()),
+        };
+        vec![
+            condition("snapshot", loaded, snapshot),
+            condition("rules", rules_ok, rules_detail),
+            // The listeners are bound before this endpoint answers, and stay so until it is gone.
+            condition("listeners", true, format!("port {}", self.shared.proxy_port)),
+        ]
+    }
+
+    /// Whether the data plane moves. This thread does, or it would not answer.
+    fn live(&self) -> Vec<Condition> {
+        let (age, ok) = self.pulse.age();
+        let detail = format!("last moved {:.1} s ago", age.as_secs_f64());
+        vec![Condition { name: "data-plane".to_owned(), ok, detail }]
+    }
+}
+
+/// What the data plane knows of a backend.
+fn live(view: &BackendView) -> Live {
+    Live {
+        ejected: (view.state == BackendState::Ejected)
+            .then(|| "its last dials failed; it is left out for a while, then probed".to_owned()),
+        active_connections: u64::from(view.active),
+        connections_total: view.connections,
+        failures_total: view.failures,
+    }
+}
+
+fn service(view: &PortView) -> ServiceReport {
+    let port = &view.port;
+    let known = |_: &PortId, backend: &Backend| {
+        view.backends.iter().find(|known| known.backend.addr == backend.addr).map(live)
+    };
+    let mut backends: Vec<BackendReport> = [&port.v4, &port.v6]
+        .into_iter()
+        .flat_map(|set| explain::backend_reports(port, set, &known))
+        .map(|report| BackendReport { eligible: None, ..report })
+        .collect();
+    let draining = view.backends.iter().filter(|known| known.state == BackendState::Draining);
+    backends.extend(draining.map(|known| {
+        let backend = &known.backend;
+        BackendReport {
+            address: backend.addr.0.to_string(),
+            reach: backend.reach.as_str().to_owned(),
+            node: backend.node.as_deref().map(str::to_owned),
+            zone: backend.zone.as_deref().map(str::to_owned),
+            pod: backend.pod.as_deref().map(str::to_owned),
+            state: BackendState::Draining.as_str().to_owned(),
+            reason: "gone from the service; open connections go on".to_owned(),
+            active_connections: u64::from(known.active),
+            connections_total: known.connections,
+            failures_total: known.failures,
+            eligible: None,
+        }
+    }));
+    ServiceReport {
+        namespace: port.id.service.namespace.to_string(),
+        name: port.id.service.name.to_string(),
+        port: PortReport {
+            name: port.id.name.to_string(),
+            protocol: port.id.protocol.to_string(),
+            port: port.number,
+            app_protocol: port.app_protocol.as_deref().map(str::to_owned),
+        },
+        frontends: port.frontends.iter().map(ToString::to_string).collect(),
+        mode: port.mode.as_str().to_owned(),
+        policy: port.policy.to_string(),
+        active_connections: view.counters.active.load(Relaxed),
+        connections_total: view.counters.total.load(Relaxed),
+        bytes_in_total: view.counters.bytes_in.load(Relaxed),
+        bytes_out_total: view.counters.bytes_out.load(Relaxed),
+        backends,
+    }
+}
