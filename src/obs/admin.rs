@@ -89,7 +89,7 @@ impl AdminServer {
     /// Answers until `stop` is cancelled; what is being answered then is finished.
     pub async fn serve(self, handlers: AdminHandlers, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = TcpListener::from_std(self.listener).context("the admin endpoint cannot be served")?;
-        let shared = Arc::new(Shared::new(self.addr, handlers));
+        let shared = Arc::new(Shared::new(handlers));
         let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
         let connections = TaskTracker::new();
         loop {
@@ -141,17 +141,16 @@ async fn serve_one(stream: TcpStream, shared: Arc<Shared>) {
 }
 
 struct Shared {
-    listen: SocketAddr,
     handlers: Arc<AdminHandlers>,
     metrics: Arc<Metrics>,
 }
 
 impl Shared {
-    fn new(listen: SocketAddr, handlers: AdminHandlers) -> Self {
+    fn new(handlers: AdminHandlers) -> Self {
         let handlers = Arc::new(handlers);
         let source = Arc::clone(&handlers);
         let metrics = Metrics::new(Arc::new(move || (source.status)()));
-        Self { listen, handlers, metrics: Arc::new(metrics) }
+        Self { handlers, metrics: Arc::new(metrics) }
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
@@ -179,7 +178,7 @@ impl Shared {
         if hosts.peek().is_none() && request.version() != Version::HTTP_10 {
             return Err((StatusCode::BAD_REQUEST, "the Host header is missing"));
         }
-        if !hosts.all(|host| host.is_ok_and(|host| is_own_host(host, self.listen.ip()))) {
+        if !hosts.all(|host| host.is_ok_and(is_own_host)) {
             return Err((StatusCode::MISDIRECTED_REQUEST, "ask by address, or as localhost"));
         }
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -230,15 +229,13 @@ async fn aside(work: impl FnOnce() -> Response<Full<Bytes>> + Send + 'static) ->
     }
 }
 
-/// Whether `host`, a `Host` header's value, is an address, `localhost` or the listener's own host.
-fn is_own_host(host: &str, listen: IpAddr) -> bool {
+/// Whether `host`, a `Host` header's value, cannot be a name that somebody on the internet has rebound to this address:
+/// an address, or a single label such as `localhost` or a node's name, which no public domain has.
+fn is_own_host(host: &str) -> bool {
     let Ok(authority) = host.parse::<hyper::http::uri::Authority>() else { return false };
     let name = authority.host();
     let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
-    !host.contains('@')
-        && (name.eq_ignore_ascii_case("localhost")
-            || bare.parse::<IpAddr>().is_ok()
-            || bare == listen.to_string())
+    !host.contains('@') && (bare.parse::<IpAddr>().is_ok() || !name.trim_end_matches('.').contains('.'))
 }
 
 /// The `target` of a query, decoded.
