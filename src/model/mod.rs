@@ -17,6 +17,8 @@ mod local;
 pub mod ranges;
 mod reach;
 mod store;
+#[cfg(test)]
+mod testing;
 mod topology;
 mod traffic;
 mod types;

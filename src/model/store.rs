@@ -1,5 +1,7 @@
 //! All objects, joined by Service, and the snapshot that follows from them.
 
+mod rebuild;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -8,13 +10,9 @@ use crate::source::slim::{
     self, DestinationRule, EndpointSlice, Endpoints, Kind, Node, Object, ObjectKey, Pod, Service, ServiceCidr,
 };
 
-use super::build::{Built, Sources, World, build, cluster_ips};
 use super::index::{Dep, Interner, Pods, Watchers};
 use super::local::Local;
-use super::types::{Frontend, NotProxied, ServiceId, ServicePort, Snapshot};
-
-/// The most warnings a snapshot carries; a broken feed must not fill the memory.
-const MAX_WARNINGS: usize = 200;
+use super::types::{ServiceId, ServicePort, Snapshot};
 
 /// Holds every object and turns changes into snapshots, rebuilding only the services that a change concerns.
 #[derive(Debug)]
@@ -201,34 +199,6 @@ impl Store {
         }
     }
 
-    /// The snapshot of the present state. Cheap when nothing has changed; otherwise only what a change concerns is
-    /// built, and service ports that come out equal keep their old allocation.
-    pub fn snapshot(&mut self) -> Arc<Snapshot> {
-        if self.all_dirty {
-            self.dirty.extend(self.ids.values());
-        }
-        if self.dirty.is_empty() && !self.general_dirty && !self.all_dirty {
-            return self.snapshot.clone();
-        }
-        let mut next = Snapshot::clone(&self.snapshot);
-        let mut touched = self.update_claims();
-        let mut warned = false;
-        for number in std::mem::take(&mut self.dirty) {
-            warned |= self.rebuild(number, &mut next, &mut touched);
-        }
-        warned |= self.assign(&touched, &mut next);
-        if std::mem::take(&mut self.general_dirty) || self.all_dirty {
-            self.general(&mut next);
-            warned = true;
-        }
-        self.all_dirty = false;
-        if warned {
-            next.warnings = self.all_warnings();
-        }
-        self.snapshot = Arc::new(next);
-        self.snapshot.clone()
-    }
-
     /// The slot of a Service, made if it is not there.
     fn slot(&mut self, namespace: &Arc<str>, name: &Arc<str>) -> u32 {
         let mut id = ServiceId { namespace: namespace.clone(), name: name.clone() };
@@ -314,211 +284,6 @@ impl Store {
         self.dirty.extend(self.watchers.of(Dep::Node(name)));
     }
 
-    /// Brings the table of ClusterIPs up to date with the dirty services, before any of them is built: an endpoint
-    /// that is some Service's ClusterIP must be seen whatever the order. Gives back the addresses touched.
-    fn update_claims(&mut self) -> BTreeSet<IpAddr> {
-        let mut touched = BTreeSet::new();
-        for number in self.dirty.clone() {
-            let slot = &mut self.slots[number as usize];
-            let ips: Box<[IpAddr]> =
-                slot.service.as_ref().map_or_else(Box::default, |s| cluster_ips(s).into());
-            if slot.ips == ips {
-                continue;
-            }
-            for ip in std::mem::replace(&mut slot.ips, ips.clone()) {
-                self.claims.remove(&(ip, number));
-                touched.insert(ip);
-            }
-            for ip in ips {
-                self.claims.insert((ip, number));
-                touched.insert(ip);
-            }
-        }
-        for ip in &touched {
-            self.dirty.extend(self.watchers.of(Dep::ClusterIp(*ip)));
-        }
-        touched
-    }
-
-    /// Builds one Service anew and puts its ports into `next`. Adds the addresses whose frontends may have changed
-    /// to `touched`; says whether warnings changed.
-    fn rebuild(&mut self, number: u32, next: &mut Snapshot, touched: &mut BTreeSet<IpAddr>) -> bool {
-        let Some(id) = self.slots[number as usize].id.clone() else { return false };
-        let built = self.build(number);
-        let slot = &mut self.slots[number as usize];
-        self.watchers.set(number, &slot.deps, &built.deps);
-        slot.deps = built.deps.into();
-
-        let old = std::mem::take(&mut slot.ports);
-        let mut changed = old.len() != built.ports.len();
-        for port in built.ports {
-            // An equal port keeps its allocation, so that comparing snapshots is comparing pointers.
-            let port = match old.iter().find(|o| o.id == port.id) {
-                Some(same) if **same == port => same.clone(),
-                _ => {
-                    changed = true;
-                    let port = Arc::new(port);
-                    next.ports.insert(port.id.clone(), port.clone());
-                    port
-                }
-            };
-            slot.ports.push(port);
-        }
-        if changed {
-            for gone in old.iter().filter(|o| slot.ports.iter().all(|p| p.id != o.id)) {
-                next.ports.remove(&gone.id);
-            }
-            touched.extend(&slot.ips);
-        }
-
-        let not_proxied = built.not_proxied.map(|why| NotProxied { cluster_ips: slot.ips.to_vec(), why });
-        if next.not_proxied.get(&id) != not_proxied.as_ref() {
-            match not_proxied {
-                Some(entry) => _ = next.not_proxied.insert(id.clone(), entry),
-                None => _ = next.not_proxied.remove(&id),
-            }
-        }
-        if slot.service.is_none() {
-            next.services.remove(&id);
-        } else if next.services.get(&id).is_none_or(|ips| **ips != *slot.ips) {
-            next.services.insert(id.clone(), Arc::from(&*slot.ips));
-        }
-        if slot.is_empty() {
-            self.ids.remove(&id);
-            self.slots[number as usize] = Slot::default();
-            self.free.push(number);
-        }
-        self.warn(format!("Service {id}"), built.warnings)
-    }
-
-    fn build(&self, number: u32) -> Built {
-        let slot = &self.slots[number as usize];
-        let world = World { local: &self.local, pods: &self.pods, nodes: &self.nodes, claims: &self.claims };
-        match (&slot.id, &slot.service) {
-            (Some(id), Some(service)) => build(
-                &world,
-                &Sources {
-                    id,
-                    service,
-                    slices: &slot.slices,
-                    endpoints: slot.endpoints.as_deref(),
-                    rule: slot.rule.as_deref(),
-                },
-            ),
-            _ => Built::default(),
-        }
-    }
-
-    /// Gives each of the addresses to the Service that has it now. An address that two Services claim belongs to
-    /// the newest: right after a delete, a new Service may get the old one's address and be seen first.
-    fn assign(&mut self, touched: &BTreeSet<IpAddr>, next: &mut Snapshot) -> bool {
-        let mut warned = false;
-        for ip in touched {
-            let claimants: Vec<u32> = self.claims.range((*ip, 0)..=(*ip, u32::MAX)).map(|c| c.1).collect();
-            let owner = claimants.iter().copied().max_by(|a, b| self.age(*a).cmp(&self.age(*b)));
-            let mut wanted: BTreeMap<Frontend, Arc<ServicePort>> = BTreeMap::new();
-            for port in owner.iter().flat_map(|owner| &self.slots[*owner as usize].ports) {
-                wanted.insert(frontend(*ip, port), port.clone());
-            }
-            let all = Frontend { ip: *ip, port: 0, protocol: super::Protocol::Tcp }..=Frontend {
-                ip: *ip,
-                port: u16::MAX,
-                protocol: super::Protocol::Sctp,
-            };
-            let present: Vec<Frontend> = next.frontends.range(all).map(|(key, _)| *key).collect();
-            for key in present {
-                if !wanted.contains_key(&key) {
-                    next.frontends.remove(&key);
-                }
-            }
-            for (key, port) in wanted {
-                if next.frontends.get(&key).is_none_or(|old| !Arc::ptr_eq(old, &port)) {
-                    next.frontends.insert(key, port);
-                }
-            }
-            let text =
-                owner.filter(|_| claimants.len() > 1).map(|owner| self.contest(*ip, owner, &claimants));
-            warned |= self.contested.get(ip) != text.as_ref();
-            match text {
-                Some(text) => _ = self.contested.insert(*ip, text),
-                None => _ = self.contested.remove(ip),
-            }
-        }
-        warned
-    }
-
-    /// What makes one Service newer than another: when it was made, then its version, then (for a fixed order) its
-    /// name, the first in the alphabet counting as the newest.
-    fn age(&self, number: u32) -> impl Ord + '_ {
-        let slot = &self.slots[number as usize];
-        let service = slot.service.as_deref();
-        (
-            service.and_then(|s| s.created.as_deref()),
-            service.map(|s| s.resource_version),
-            std::cmp::Reverse(slot.id.as_ref()),
-        )
-    }
-
-    fn contest(&self, ip: IpAddr, owner: u32, claimants: &[u32]) -> String {
-        let name = |number: u32| {
-            self.slots[number as usize].id.as_ref().map(ToString::to_string).unwrap_or_default()
-        };
-        let others: Vec<String> = claimants.iter().filter(|c| **c != owner).map(|c| name(*c)).collect();
-        format!(
-            "ClusterIP {ip} is claimed by Services {} and {}; the newest, {}, has it",
-            name(owner),
-            others.join(", "),
-            name(owner)
-        )
-    }
-
-    /// The parts of the snapshot that belong to no Service.
-    fn general(&mut self, next: &mut Snapshot) {
-        let mut cidrs: Vec<_> = self.cidrs.values().flat_map(|c| c.cidrs.iter().copied()).collect();
-        cidrs.sort_unstable();
-        cidrs.dedup();
-        next.service_cidrs = cidrs;
-
-        let mut warnings = Vec::new();
-        let mut ips = BTreeSet::new();
-        for node in self.nodes.values() {
-            ips.extend(node.addresses.iter().copied());
-            for address in &node.host_ip_override {
-                match address {
-                    slim::Address::Ip(ip) => _ = ips.insert(*ip),
-                    slim::Address::Other(text) => warnings.push(format!(
-                        "Node {}: annotation edgesplice.io/host-ip: {text:?} is not an IP address; passed over",
-                        node.name
-                    )),
-                }
-            }
-        }
-        next.node_ips = ips.into_iter().collect();
-        warnings.extend(self.orphans.iter().map(|(namespace, name)| {
-            format!("EndpointSlice {namespace}/{name} has no label kubernetes.io/service-name; passed over")
-        }));
-        warnings.sort_unstable();
-        self.warn(String::new(), warnings);
-    }
-
-    /// Puts `warnings` in the place of those that `of` had before; says whether that changed anything.
-    fn warn(&mut self, of: String, warnings: Vec<String>) -> bool {
-        if warnings.is_empty() {
-            return self.warnings.remove(&of).is_some();
-        }
-        self.warnings.insert(of, warnings.clone()).as_ref() != Some(&warnings)
-    }
-
-    fn all_warnings(&self) -> Vec<String> {
-        let all = || self.contested.values().chain(self.warnings.values().flatten());
-        let mut list: Vec<String> = all().take(MAX_WARNINGS).cloned().collect();
-        let more = all().count().saturating_sub(MAX_WARNINGS);
-        if more > 0 {
-            list.push(format!("and {more} more warnings"));
-        }
-        list
-    }
-
     /// The keys of all objects held.
     fn keys(&self) -> Vec<ObjectKey> {
         let none: Arc<str> = Arc::from("");
@@ -544,10 +309,6 @@ impl Store {
         }
         keys
     }
-}
-
-fn frontend(ip: IpAddr, port: &ServicePort) -> Frontend {
-    Frontend { ip, port: port.number, protocol: port.id.protocol }
 }
 
 fn share_endpoints(names: &mut Interner, endpoints: &mut [slim::Endpoint]) {

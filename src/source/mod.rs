@@ -3,6 +3,7 @@
 //! A source turns files or an API into [`Update`]s of slim objects and says how it is doing ([`SourceStatus`]).
 //! It knows nothing of snapshots, rules or connections, and nothing downstream ever asks it anything.
 
+pub mod manifests;
 pub mod slim;
 
 use std::future::Future;

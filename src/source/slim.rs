@@ -160,3 +160,6 @@ pub fn decode<'de, D: Deserializer<'de>>(kind: Kind, from: D) -> Result<Object, 
         Kind::ServiceCidr => Object::ServiceCidr(Box::new(ServiceCidr::deserialize(from)?)),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -192,7 +192,8 @@ impl Store {
         let name = |number: u32| {
             self.slots[number as usize].id.as_ref().map(ToString::to_string).unwrap_or_default()
         };
-        let others: Vec<String> = claimants.iter().filter(|c| **c != owner).map(|c| name(*c)).collect();
+        let mut others: Vec<String> = claimants.iter().filter(|c| **c != owner).map(|c| name(*c)).collect();
+        others.sort_unstable();
         format!(
             "ClusterIP {ip} is claimed by Services {} and {}; the newest, {}, has it",
             name(owner),

@@ -121,12 +121,36 @@ struct RawCidr {
 #[derive(Default, Deserialize)]
 struct CidrSpec {
     #[serde(default, deserialize_with = "nullable")]
-    cidrs: Vec<IpNet>,
+    cidrs: Vec<Cidr>,
+}
+
+/// A range that may be captured whole. The API server allows 20 bits of host part for IPv4; a range that spans a
+/// good part of the address space is a mistake that would cut the node off.
+struct Cidr(IpNet);
+
+impl<'de> Deserialize<'de> for Cidr {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let text = Box::<str>::deserialize(from)?;
+        let parsed = text
+            .split_once('/')
+            .and_then(|(ip, prefix)| IpNet::new(super::parse_ip(ip)?, prefix.parse().ok()?).ok());
+        match parsed {
+            Some(net) if net.prefix_len() >= if net.addr().is_ipv4() { 8 } else { 32 } => {
+                Ok(Self(net.trunc()))
+            }
+            Some(net) => {
+                Err(serde::de::Error::custom(format_args!("the CIDR {net} is too wide for Services")))
+            }
+            None => {
+                Err(serde::de::Error::custom(format_args!("{text:?} is not a CIDR such as 10.96.0.0/12")))
+            }
+        }
+    }
 }
 
 impl<'de> Deserialize<'de> for ServiceCidr {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
         let raw = RawCidr::deserialize(from)?;
-        Ok(Self { cidrs: raw.spec.cidrs.iter().map(IpNet::trunc).collect(), name: raw.metadata.name.0 })
+        Ok(Self { cidrs: raw.spec.cidrs.into_iter().map(|cidr| cidr.0).collect(), name: raw.metadata.name.0 })
     }
 }
