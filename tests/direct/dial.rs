@@ -132,7 +132,7 @@ async fn hanging_backends_end_within_the_budget() {
     let (dead, _keep) = hanging().await;
     let mut limits = settings();
     limits.dial_budget = Duration::from_millis(700);
-    let lab = Lab::start(limits, service("web", FRONTEND, &[dead]));
+    let lab = Lab::start(&limits, service("web", FRONTEND, &[dead]));
     let begun = Instant::now();
     let end = lab.connect().await.read(&mut [0; 1]).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::ConnectionReset);
@@ -142,7 +142,7 @@ async fn hanging_backends_end_within_the_budget() {
 #[tokio::test]
 async fn a_guarded_address_is_never_dialled() {
     let (own, good) = (echo().await, echo().await);
-    let lab = Lab::start_with(settings(), service("web", FRONTEND, &[own, good]), |proxy| {
+    let lab = Lab::start_with(&settings(), service("web", FRONTEND, &[own, good]), |proxy| {
         proxy.with_guard(Arc::new(move |addr| addr == own))
     });
     for _ in 0..20 {

@@ -99,23 +99,23 @@ pub(crate) fn snapshot(ports: impl IntoIterator<Item = ServicePort>) -> Arc<Snap
 impl Lab {
     /// A proxy with one service at [`FRONTEND`].
     pub(crate) fn with_backends(backends: &[SocketAddr]) -> Self {
-        Self::start(settings(), service("web", FRONTEND, backends))
+        Self::start(&settings(), service("web", FRONTEND, backends))
     }
 
     /// A proxy with one service.
-    pub(crate) fn start(settings: ProxySettings, service: ServicePort) -> Self {
+    pub(crate) fn start(settings: &ProxySettings, service: ServicePort) -> Self {
         Self::start_with(settings, service, |proxy| proxy)
     }
 
     /// The same, with `adjust` called on the bound proxy.
     pub(crate) fn start_with(
-        settings: ProxySettings,
+        settings: &ProxySettings,
         service: ServicePort,
         adjust: impl FnOnce(Proxy) -> Proxy,
     ) -> Self {
         let destination = Arc::new(Mutex::new(Some(service.frontends[0])));
         let seen = Arc::clone(&destination);
-        let proxy = Proxy::bind(&settings, 0).unwrap().with_destination(Arc::new(move |_, _| {
+        let proxy = Proxy::bind(settings, 0).unwrap().with_destination(Arc::new(move |_, _| {
             let dst = *seen.lock().unwrap();
             dst.ok_or_else(|| io::Error::from_raw_os_error(nix::errno::Errno::ENOENT as i32))
         }));
@@ -185,8 +185,11 @@ where
     let addr = listener.local_addr().unwrap();
     tokio::spawn(async move {
         loop {
-            let (stream, _) = listener.accept().await.unwrap();
-            tokio::spawn(serve(stream));
+            match listener.accept().await {
+                Ok((stream, _)) => drop(tokio::spawn(serve(stream))),
+                // A test may leave this process without descriptors for a while.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
         }
     });
     addr

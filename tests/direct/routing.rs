@@ -172,7 +172,7 @@ async fn client_affinity_sticks_is_switched_live_and_moves_when_its_backend_fail
 async fn above_the_connection_limit_clients_wait_their_turn() {
     let mut limits = settings();
     limits.max_connections = 2;
-    let lab = Lab::start(limits, service("web", FRONTEND, &[named(1).await]));
+    let lab = Lab::start(&limits, service("web", FRONTEND, &[named(1).await]));
     let mut open = Vec::new();
     for _ in 0..2 {
         let mut client = lab.connect().await;
