@@ -135,7 +135,7 @@ impl Pool {
             for range in [near.clone(), far.clone()] {
                 let mut usable = candidates(range, tried);
                 usable.retain(|&i| self.endpoints[i].health.standing(now) != Standing::Out);
-                while let Some(found) = self.choose(policy, client, &usable, now) {
+                while let Some(found) = self.choose(policy, client, tried, &usable, now) {
                     if self.take(found, now) {
                         return Some(found);
                     }
@@ -145,7 +145,7 @@ impl Pool {
         }
         [near, far].into_iter().find_map(|range| {
             let all = candidates(range, tried);
-            self.choose(policy, client, &all, now)
+            self.choose(policy, client, tried, &all, now)
         })
     }
 
@@ -190,7 +190,14 @@ impl Pool {
         }
     }
 
-    fn choose(&self, policy: &Policy, client: IpAddr, usable: &[usize], now: Tick) -> Option<usize> {
+    fn choose(
+        &self,
+        policy: &Policy,
+        client: IpAddr,
+        tried: &[usize],
+        usable: &[usize],
+        now: Tick,
+    ) -> Option<usize> {
         let n = usable.len();
         if n < 2 {
             return usable.first().copied();
@@ -202,7 +209,11 @@ impl Pool {
                 self.lighter(usable[a], usable[b], now)
             }
             Policy::Random => usable[fastrand::usize(..n)],
-            Policy::RoundRobin => usable[self.turn.fetch_add(1, Relaxed) % n],
+            Policy::RoundRobin => match tried.last() {
+                // A retry goes to the neighbour and takes nobody's turn.
+                Some(last) => usable.iter().copied().find(|i| i > last).unwrap_or(usable[0]),
+                None => usable[self.turn.fetch_add(1, Relaxed) % n],
+            },
             Policy::SourceIp => {
                 usable.iter().copied().max_by_key(|&i| rendezvous(client, self.endpoints[i].addr))?
             }

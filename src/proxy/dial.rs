@@ -203,3 +203,6 @@ impl Request<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

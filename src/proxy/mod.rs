@@ -145,6 +145,11 @@ impl Proxy {
         Arc::clone(&self.shared.counters)
     }
 
+    /// The pipes of streams, for their numbers.
+    pub fn pipes(&self) -> PipePool {
+        self.shared.pipes.clone()
+    }
+
     /// Serves until `drain` stops and the last connection has ended, or `drain` kills, which resets what is left.
     ///
     /// Runs on the current runtime, which should be the data plane's own.
