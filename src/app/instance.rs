@@ -14,7 +14,7 @@ const NAME: &[u8] = b"edgesplice";
 
 /// Held while this process is the node's agent.
 #[derive(Debug)]
-pub struct InstanceLock {
+pub(super) struct InstanceLock {
     _listener: UnixListener,
 }
 
@@ -24,14 +24,14 @@ pub struct InstanceLock {
     "another edgesplice{} already runs on this node (it holds the socket @edgesplice); stop it first, or ask it \
      with `edgesplice status`", pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
 )]
-pub struct AlreadyRunning {
+pub(super) struct AlreadyRunning {
     /// Its process id, as far as it can be seen from here.
-    pub pid: Option<i32>,
+    pid: Option<i32>,
 }
 
 impl InstanceLock {
     /// Takes the lock, or says who holds it.
-    pub fn take() -> anyhow::Result<Self> {
+    pub(super) fn take() -> anyhow::Result<Self> {
         let name = SocketAddr::from_abstract_name(NAME).context("the name of the instance lock")?;
         match UnixListener::bind_addr(&name) {
             Ok(listener) => Ok(Self { _listener: listener }),

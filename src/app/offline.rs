@@ -2,8 +2,12 @@
 //! that `run` shares with them.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::Context as _;
+use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Settings, SourceKind, UsageError};
@@ -13,7 +17,7 @@ use crate::obs::api::{Finding, Resolution, Severity};
 use crate::rules::apply::{Family, HostTools};
 use crate::rules::{self, Capabilities, Reconciler, Wanted, plan, render};
 use crate::source::manifests::{self, Loaded, ManifestSource};
-use crate::source::{Sink, Source, SourceStatus};
+use crate::source::{Sink, Source, SourceState, SourceStatus};
 
 use super::control;
 
@@ -23,11 +27,12 @@ pub(super) enum Opened {
 }
 
 impl Opened {
-    /// Its first status.
+    /// Its first status, until it reports one of its own.
     pub(super) fn status(&self) -> SourceStatus {
-        match self {
-            Self::Manifests(source) => source.status(),
-        }
+        let kind = match self {
+            Self::Manifests(_) => "manifests",
+        };
+        SourceStatus { kind, state: SourceState::Synced, fresh_at: Instant::now(), message: String::new() }
     }
 
     /// Runs it until `stop`.
@@ -43,11 +48,11 @@ impl Opened {
 
 /// Opens the source that the settings name. A bad document is the user's to mend: exit code 64.
 pub(super) fn open(settings: &Settings) -> anyhow::Result<Opened> {
-    let loaded = load(settings)?;
-    Ok(Opened::Manifests(ManifestSource::new(loaded)))
+    let (path, loaded) = load(settings)?;
+    Ok(Opened::Manifests(ManifestSource::new(path, loaded)))
 }
 
-fn load(settings: &Settings) -> anyhow::Result<Loaded> {
+fn load(settings: &Settings) -> anyhow::Result<(PathBuf, Loaded)> {
     let path = match (settings.source.kind, &settings.source.manifests) {
         (SourceKind::Manifests | SourceKind::Auto, Some(path)) => path,
         (SourceKind::Manifests, None) => {
@@ -69,12 +74,13 @@ fn load(settings: &Settings) -> anyhow::Result<Loaded> {
             .into());
         }
     };
-    manifests::load(path).map_err(|fault| UsageError::new(fault.to_string()).into())
+    let loaded = manifests::load(path).map_err(|fault| UsageError::new(fault.to_string()))?;
+    Ok((path.clone(), loaded))
 }
 
 /// The snapshot and the ranges that `run` would begin with.
-async fn begin(settings: &Settings) -> anyhow::Result<(std::sync::Arc<Snapshot>, Vec<ipnet::IpNet>)> {
-    let loaded = load(settings)?;
+async fn begin(settings: &Settings) -> anyhow::Result<(Arc<Snapshot>, Vec<IpNet>)> {
+    let (_, loaded) = load(settings)?;
     let mut local = control::local(settings, settings.proxy.port, Vec::new()).await;
     let mut store = Store::new(local.clone());
     store.replace(loaded.objects);

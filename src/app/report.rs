@@ -50,12 +50,7 @@ impl Reporter {
         let source = self.source.borrow();
         let rules = self.rules.borrow().clone();
         let mut warnings = snapshot.warnings.clone();
-        if !rules.refuse_before_accept && rules.last_error.is_empty() && !rules.backend.is_empty() {
-            warnings.push(
-                "ipset is missing: what is not served is reset after accept instead of refused; install ipset"
-                    .to_owned(),
-            );
-        }
+        warnings.extend(rules.warnings.iter().cloned());
         Status {
             version: crate::obs::VERSION.to_owned(),
             node: self.settings.node_name.clone(),

@@ -302,6 +302,8 @@ pub(crate) mod tests {
                 refuse_before_accept: true,
                 repairs_total: 1,
                 last_error: String::new(),
+                installed: true,
+                warnings: Vec::new(),
             },
             service_cidrs: vec!["10.96.0.0/12".to_owned()],
             warnings: vec!["kube-proxy's chains are here too".to_owned()],
