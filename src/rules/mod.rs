@@ -6,4 +6,5 @@
 
 pub mod apply;
 pub mod dump;
+pub mod legacy;
 pub mod names;
