@@ -20,9 +20,10 @@ pub(super) fn of_edgemesh(facts: &Facts, options: &Options, evidence: &Evidence,
     plan.files = facts
         .files
         .iter()
-        .map(|file| match file.as_expected {
-            true => Item::removed(file.path, file.what),
-            false => {
+        .map(|file| {
+            if file.as_expected {
+                Item::removed(file.path, file.what)
+            } else {
                 Item::blocked(file.path, "is a link or of another kind than EdgeMesh's; look at it yourself")
             }
         })

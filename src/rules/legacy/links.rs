@@ -150,7 +150,7 @@ impl Netlink {
                         RuleAttribute::Priority(priority) => rule.priority = *priority,
                         RuleAttribute::Table(table) => rule.table = *table,
                         RuleAttribute::Protocol(protocol) => {
-                            ours = u8::from(*protocol) == names::ROUTE_PROTOCOL
+                            ours = u8::from(*protocol) == names::ROUTE_PROTOCOL;
                         }
                         _ => {}
                     }

@@ -234,11 +234,10 @@ async fn carry_out<F: Firewall>(
             None if !plan.changes_rules() => return Ok(outcomes),
             // The same step on the same rules would fail in the same way.
             Some(error) if left == 0 || before == plan.rulesets => return Err(error),
-            Some(_) => {}
             None if left == 0 => {
                 bail!("rules come back as soon as they are removed: something is still writing them")
             }
-            None => {}
+            _ => {}
         }
         tokio::time::sleep(PAUSE).await;
     }

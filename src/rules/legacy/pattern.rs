@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 
-use super::shapes::MESH_ADDRESS;
+use super::shapes::{FAKE_RANGE, MESH_ADDRESS};
 use crate::rules::dump::Rule;
 
 /// Options whose value is free text, which may itself begin with a dash.
@@ -102,6 +102,7 @@ fn value_matches(want: &str, value: &str) -> bool {
     let socket = || value.parse::<SocketAddr>().ok();
     match want {
         "<net>" => value.parse::<IpNet>().is_ok() || value.parse::<IpAddr>().is_ok(),
+        "<range>" => value.parse::<IpNet>().is_ok() && value != FAKE_RANGE,
         "<host>" => {
             value.parse::<IpAddr>().is_ok()
                 || value.parse::<IpNet>().is_ok_and(|net| net.prefix_len() == net.max_prefix_len())

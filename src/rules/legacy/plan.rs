@@ -36,6 +36,8 @@ pub struct Plan {
     pub files: Vec<Item>,
     /// `nameserver` lines, by address.
     pub name_servers: Vec<(IpAddr, Item)>,
+    /// Whether something of this program's own is to be removed.
+    pub own: bool,
     /// Why nothing of EdgeMesh's may be removed now: it is alive. Empty with `force`.
     pub refused: Vec<String>,
     /// The versions whose leftovers were found.

@@ -142,7 +142,7 @@ impl<F: Firewall> Context<'_, F> {
             Step::Conntrack => match conntrack::delete(&self.targets(), &self.facts.listeners) {
                 Ok(count) => outcome.conntrack_deleted = count,
                 Err(error) => {
-                    outcome.note = Some(format!("{error:#}; old connections may hang until they time out"))
+                    outcome.note = Some(format!("{error:#}; old connections may hang until they time out"));
                 }
             },
             Step::Links => {

@@ -112,6 +112,7 @@ fn add_own(facts: &Facts, options: &Options, own: Vec<RulesetPlan>, plan: &mut P
         }
     }
     found |= items::of_ours(facts, busy.then_some(reason), plan);
+    plan.own = found && !busy;
     if found {
         plan.versions.push("edgesplice".to_owned());
     }

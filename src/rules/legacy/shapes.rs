@@ -2,7 +2,7 @@
 //!
 //! To teach `cleanup` another version, add a [`Footprint`] to [`FOOTPRINTS`]; nothing else has to change. Chain names
 //! are compared whole, never by prefix. Rules are written as `iptables-save` prints them, with these placeholders:
-//! `<net>` a network, `<host>` one address (`/32`, `/128` or no mask), `<dev>` an interface, `<proto>` `tcp` or `udp`,
+//! `<net>` a network, `<range>` a network other than [`FAKE_RANGE`], `<host>` one address (`/32`, `/128` or no mask), `<dev>` an interface, `<proto>` `tcp` or `udp`,
 //! `<port>` a port, `<addr>` an address, `<addr:port>` both, `<mesh:port>` with [`MESH_ADDRESS`], `<node:port>` with any
 //! other address, `<service>` EdgeMesh's `namespace/name[:port]`, `<ignore.>` and `<ignore/>` its two `ignore …`
 //! comments. The order of a rule's options does not matter: versions of the programs print them differently.
@@ -211,8 +211,8 @@ pub const FOOTPRINTS: &[Footprint] = &[
         proof: Proof::Name,
         chains: &[chain("nat", "EDGE-MESH", &["-p tcp -j DNAT --to-destination <node:port>"])],
         jumps: &[
-            ("nat", "-d <net> -i <dev> -p tcp -j EDGE-MESH"),
-            ("nat", "-d <net> -o <dev> -p tcp -j EDGE-MESH"),
+            ("nat", "-d <range> -i <dev> -p tcp -j EDGE-MESH"),
+            ("nat", "-d <range> -o <dev> -p tcp -j EDGE-MESH"),
             // Between v1.7.0 and v1.8.0.
             ("nat", "-d <net> -p tcp -j EDGE-MESH"),
         ],
@@ -266,7 +266,7 @@ pub const FOOTPRINTS: &[Footprint] = &[
             ChainShape { table: "filter", name: names::INPUT_CHAIN, rules: None },
             ChainShape { table: "filter", name: names::FORWARD_CHAIN, rules: None },
         ],
-        // Any rule with our comment: see `catalogue`.
+        // Any rule with our comment.
         jumps: &[],
     },
 ];

@@ -115,9 +115,9 @@ impl Judge<'_> {
             }
             let Some(target) = clauses.target() else { continue };
             let Some(reason) = candidates.get(target) else { continue };
-            if self.rows.iter().any(|row| row.owns(&table.name, target) && row.jumped(&table.name, clauses)) {
-                jumps.push((rule, clauses));
-            } else if self.force {
+            let known =
+                self.rows.iter().any(|row| row.owns(&table.name, target) && row.jumped(&table.name, clauses));
+            if known || self.force {
                 jumps.push((rule, clauses));
             } else if reason.is_none() {
                 verdict.plan.keep(
@@ -189,7 +189,7 @@ fn spread(candidates: &mut BTreeMap<&str, Option<String>>, rules: &[(&Rule, Clau
             };
             match (from.is_some(), to.is_some()) {
                 (true, false) => {
-                    next = Some((target.to_owned(), format!("is used by {}, which stays", rule.chain)))
+                    next = Some((target.to_owned(), format!("is used by {}, which stays", rule.chain)));
                 }
                 (false, true) => next = Some((rule.chain.clone(), format!("leads to {target}, which stays"))),
                 _ => continue,
@@ -225,11 +225,10 @@ pub(super) fn look_alikes(table: &Table, host_manual_rules: bool) -> Vec<Kept> {
                     ));
                 }
             }
-            Some(_) => {}
             None if LOOK_ALIKES.iter().any(|start| chain.name.starts_with(start)) => {
                 found.push(kept(&chain.name, "looks like EdgeMesh's, but no version used this name here"));
             }
-            None => {}
+            _ => {}
         }
     }
     found
