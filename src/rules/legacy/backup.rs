@@ -11,7 +11,7 @@ use super::facts::{Facts, Ruleset};
 use super::files;
 use super::items::RESOLVER;
 use super::netns::Netns;
-use super::plan::Plan;
+use super::plan::{Plan, RulesetPlan, TablePlan};
 use super::read::{Roots, exists};
 use crate::rules::apply::program_name;
 
@@ -58,8 +58,9 @@ impl Backup {
         (!self.commands.is_empty()).then(|| self.commands.join(" && "))
     }
 
-    /// Writes every rule set that has rules or chains.
-    pub(super) fn rules(&mut self, facts: &Facts, netns: Option<&Netns>) -> anyhow::Result<()> {
+    /// Writes every rule set that has rules or chains. The command puts back only the tables that are to be changed:
+    /// the others may have moved on by the time it is used.
+    pub(super) fn rules(&mut self, facts: &Facts, plan: &Plan, netns: Option<&Netns>) -> anyhow::Result<()> {
         let folder = match netns {
             Some(netns) => self.folder.join(&netns.label),
             None => self.folder.clone(),
@@ -72,7 +73,11 @@ impl Backup {
             let program = program_name(ruleset.backend, ruleset.family, "restore");
             let enter =
                 netns.map(|netns| format!("nsenter --net={} ", netns.path.display())).unwrap_or_default();
-            self.commands.push(format!("{enter}{program} -c < '{}'", path.display()));
+            let same = |plan: &&RulesetPlan| plan.backend == ruleset.backend && plan.family == ruleset.family;
+            let changed = plan.rulesets.iter().filter(same).flat_map(|ruleset| &ruleset.tables);
+            let shown = path.display();
+            let restore = |table: &TablePlan| format!("{enter}{program} -c -T {} < '{shown}'", table.name);
+            self.commands.extend(changed.filter(|table| table.changes()).map(restore));
         }
         Ok(())
     }

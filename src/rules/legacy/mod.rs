@@ -196,7 +196,7 @@ fn back_up(roots: &Roots, request: &Request, work: &[Work]) -> anyhow::Result<Op
     let mut backup = backup::Backup::create(&request.backup)?;
     for part in work {
         if part.plan.changes_rules() {
-            backup.rules(&part.facts, part.netns.as_ref())?;
+            backup.rules(&part.facts, &part.plan, part.netns.as_ref())?;
         }
         backup.files(roots, &part.plan)?;
     }

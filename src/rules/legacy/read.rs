@@ -85,13 +85,12 @@ pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ru
             let dump =
                 Dump::parse(&text).with_context(|| format!("cannot understand the {} rules", name()))?;
             // iptables-nft-save says: # Table `nat' is incompatible, use 'nft' tool.
+            // or:                     # Table `nat' contains incompatible base-chains, use 'nft' tool to list them.
             let unreadable = text
                 .lines()
-                .filter_map(|line| {
-                    line.strip_prefix("# Table `")?
-                        .split_once("' is incompatible")
-                        .map(|(name, _)| name.to_owned())
-                })
+                .filter_map(|line| line.strip_prefix("# Table `")?.split_once('\''))
+                .filter(|(_, what)| what.contains("incompatible"))
+                .map(|(name, _)| name.to_owned())
                 .collect();
             found.push(Ruleset { backend, family, text, dump, unreadable });
         }

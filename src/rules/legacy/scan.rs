@@ -56,7 +56,11 @@ pub fn plan(facts: &Facts, options: &Options) -> Plan {
             out.tables.push(table_plan);
         }
         for name in &ruleset.unreadable {
-            out.tables.push(unreadable(name, ruleset));
+            let note = unreadable(name, ruleset);
+            match out.tables.iter_mut().find(|table| table.name == *name) {
+                Some(table) => table.merge(note),
+                None => out.tables.push(note),
+            }
         }
         plan.rulesets.push(out);
         own.push(ours);
@@ -242,7 +246,7 @@ fn versions(writers: &[BTreeSet<usize>]) -> Vec<String> {
 /// A table that the programs of this back end cannot read.
 fn unreadable(name: &str, ruleset: &Ruleset) -> TablePlan {
     let reason = format!(
-        "iptables-{} cannot read this table; look with `nft list table {} {name}`",
+        "holds something that iptables-{} cannot read and cleanup does not touch; look with `nft list table {} {name}`",
         ruleset.backend.as_str(),
         if ruleset.family == crate::rules::apply::Family::V4 { "ip" } else { "ip6" }
     );
