@@ -1,4 +1,5 @@
 //! `edgesplice cleanup` on real rules, in network namespaces. Needs root; fails without.
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 #[path = "cleanup/space.rs"]
 mod space;
@@ -10,7 +11,7 @@ use std::process::Command;
 use edgesplice::rules::apply::HostTools;
 use edgesplice::rules::legacy;
 use serde_json::json;
-use space::{Outcome, Space, fixture, text, without, without_comments};
+use space::{Outcome, Space, fixture, joined, text, without, without_comments};
 
 const BACKENDS: [&str; 2] = ["nft", "legacy"];
 
@@ -38,7 +39,7 @@ fn on_top(name: &str) -> String {
     let path = format!("{}/tests/fixtures/edgemesh/{name}.rules", env!("CARGO_MANIFEST_DIR"));
     let rules = fs::read_to_string(path).unwrap();
     let keep = |line: &&str| line.contains("MESH") || line.starts_with('*') || *line == "COMMIT";
-    rules.lines().filter(keep).map(|line| format!("{line}\n")).collect()
+    joined(rules.lines().filter(keep))
 }
 
 #[test]
@@ -213,14 +214,10 @@ fn rules_that_are_hard_to_read_survive() {
         space.add(backend, hard);
         let before = space.save(backend);
         // The one whole word that the comparison would trip over stands in these comments.
-        let expected: String = before
-            .lines()
-            .filter(|line| {
-                let hard = line.contains("\"-j EDGE-MESH") || line.contains("--string");
-                hard || without(line, CHAINS) == format!("{line}\n")
-            })
-            .map(|line| format!("{line}\n"))
-            .collect();
+        let expected = joined(before.lines().filter(|line| {
+            let hard = line.contains("\"-j EDGE-MESH") || line.contains("--string");
+            hard || without(line, CHAINS) == format!("{line}\n")
+        }));
         space.cleanup(&[]).exits(0);
         assert_eq!(space.save(backend), expected, "{backend}");
     }
@@ -338,7 +335,7 @@ fn a_missing_back_end_is_passed_over() {
         env!("CARGO_BIN_EXE_edgesplice"),
         tools.display()
     );
-    Outcome::of(space.command("sh", &["-c", &line]).output().unwrap()).exits(0);
+    Outcome::of(&space.command("sh", &["-c", &line]).output().unwrap()).exits(0);
     assert_eq!(space.save("legacy"), without(&before, CHAINS));
 }
 
@@ -557,7 +554,7 @@ fn wrong_flags_and_missing_rights_are_said() {
         space.folder.path().display(),
         program.display()
     );
-    let done = Outcome::of(space.command("sh", &["-c", &line]).output().unwrap()).exits(1);
+    let done = Outcome::of(&space.command("sh", &["-c", &line]).output().unwrap()).exits(1);
     assert!(done.stderr.contains("root"), "{}", done.stderr);
 }
 

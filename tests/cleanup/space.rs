@@ -88,7 +88,7 @@ impl Space {
         let state = self.folder.path().join("state");
         let mut all = vec!["cleanup", "-o", "json", "--state-dir", state.to_str().unwrap()];
         all.extend(args);
-        Outcome::of(self.command(env!("CARGO_BIN_EXE_edgesplice"), &all).output().unwrap())
+        Outcome::of(&self.command(env!("CARGO_BIN_EXE_edgesplice"), &all).output().unwrap())
     }
 
     /// Waits until a TCP or UDP socket listens on the port.
@@ -121,7 +121,7 @@ pub(crate) struct Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn of(output: Output) -> Self {
+    pub(crate) fn of(output: &Output) -> Self {
         let json = serde_json::from_slice(&output.stdout).unwrap_or(Value::Null);
         Self { code: output.status.code().unwrap_or(-1), json, stderr: text(&output.stderr) }
     }
@@ -155,11 +155,19 @@ pub(crate) fn text(bytes: &[u8]) -> String {
 
 pub(crate) fn without_comments(rules: &str) -> String {
     let lines = rules.lines().filter(|line| !line.starts_with('#'));
-    lines
-        .map(|line| {
-            format!("{}\n", if line.starts_with(':') { line.split(" [").next().unwrap() } else { line })
-        })
-        .collect()
+    // `:INPUT ACCEPT [1:60]` without the counter.
+    joined(
+        lines.map(|line| if line.starts_with(':') { line.split(" [").next().unwrap_or(line) } else { line }),
+    )
+}
+
+pub(crate) fn joined<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    let mut text = String::new();
+    for line in lines {
+        text.push_str(line);
+        text.push('\n');
+    }
+    text
 }
 
 /// A fixture with a counter of its own on each rule and policy, so that a rule that was made anew would show.
@@ -186,5 +194,5 @@ pub(crate) fn without(rules: &str, chains: &[&str]) -> String {
         line.split(|c: char| !c.is_ascii_alphanumeric() && c != '-' && c != '_')
             .any(|word| chains.contains(&word))
     };
-    rules.lines().filter(|line| !names(line)).map(|line| format!("{line}\n")).collect()
+    joined(rules.lines().filter(|line| !names(line)))
 }

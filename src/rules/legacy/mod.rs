@@ -75,6 +75,9 @@ where
 {
     let mut report = Report { dry_run: request.dry_run, ..Report::default() };
     let facts = read::facts(firewall, roots, &request.options).await?;
+    if facts.rulesets.is_empty() {
+        report.notes.push("no iptables programs are installed, so rules could not be looked for".to_owned());
+    }
     let plan = scan::plan(&facts, &request.options);
     let mut work = vec![Work { netns: None, facts, plan }];
     if request.pod_netns {

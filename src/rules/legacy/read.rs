@@ -17,7 +17,7 @@ use super::pattern::Clauses;
 use super::plan::Options;
 use super::scan::{AGENT, EDGECORE, KUBE_PROXY};
 use super::shapes::{FILES, MESH_ADDRESS};
-use crate::rules::apply::{Backend, Family, Firewall};
+use crate::rules::apply::{Backend, Family, Firewall, ToolError};
 use crate::rules::dump::Dump;
 
 /// Where the machine's files are found. Tests put another folder in front.
@@ -75,12 +75,11 @@ pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ru
     for backend in Backend::ALL {
         for family in Family::ALL {
             let name = || format!("{} {}", backend.as_str(), family.as_str());
-            let Some(text) = firewall
-                .save(backend, family)
-                .await
-                .with_context(|| format!("cannot read the {} rules", name()))?
-            else {
-                continue;
+            let text = match firewall.save(backend, family).await {
+                Ok(Some(text)) => text,
+                Ok(None) => continue,
+                Err(error) if unsupported(&error) => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot read the {} rules", name())),
             };
             let dump =
                 Dump::parse(&text).with_context(|| format!("cannot understand the {} rules", name()))?;
@@ -96,6 +95,22 @@ pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ru
         }
     }
     Ok(found)
+}
+
+/// Whether the kernel has no such back end or family: then it has no such rules. The programs say it in many ways.
+fn unsupported(error: &ToolError) -> bool {
+    let ToolError::Failed { stderr, .. } = error else { return false };
+    let absent = [
+        "Failed to initialize nft",
+        "Could not fetch rule set generation id",
+        "Protocol not supported",
+        "Address family not supported",
+        "Table does not exist",
+    ];
+    // Without rights nothing can be told.
+    !stderr.contains("ermission denied")
+        && !stderr.contains("not permitted")
+        && absent.iter().any(|text| stderr.contains(text))
 }
 
 fn files(roots: &Roots) -> Vec<FoundFile> {
@@ -237,6 +252,23 @@ pub(super) fn exists(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_back_end_that_the_kernel_lacks_is_no_failure() {
+        let failed = |stderr: &str| ToolError::Failed {
+            program: "iptables-nft-save -c".to_owned(),
+            status: "exit status: 1".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        assert!(unsupported(&failed(
+            "iptables-nft-save: Could not fetch rule set generation id: Invalid argument"
+        )));
+        assert!(unsupported(&failed("iptables-nft-save: Failed to initialize nft: Protocol not supported")));
+        assert!(!unsupported(&failed(
+            "iptables-nft-save: Could not fetch rule set generation id: Permission denied (you must be root)"
+        )));
+        assert!(!unsupported(&failed("something else")));
+    }
 
     #[test]
     fn reads_listening_sockets() {

@@ -141,6 +141,8 @@ impl<F: Firewall> Context<'_, F> {
             }
             Step::Conntrack => match conntrack::delete(&self.targets(), &self.facts.listeners) {
                 Ok(count) => outcome.conntrack_deleted = count,
+                // A kernel without connection tracking has no such connections either.
+                Err(_) if !self.plan.changes_rules() => {}
                 Err(error) => {
                     outcome.note = Some(format!("{error:#}; old connections may hang until they time out"));
                 }
