@@ -83,8 +83,16 @@ fn imports_run_one_way() {
         for line in code(&text).iter().filter(|line| !line.trim_start().starts_with("//")) {
             for name in imported(line) {
                 let known = ALLOWED.iter().any(|(known, _)| *known == name);
-                if known && name != module && !allowed.contains(&name.as_str()) && !LEAVES.contains(&name.as_str()) {
-                    faults.push(format!("{}: `{module}` may not use `{name}`: {}", path.display(), line.trim()));
+                if known
+                    && name != module
+                    && !allowed.contains(&name.as_str())
+                    && !LEAVES.contains(&name.as_str())
+                {
+                    faults.push(format!(
+                        "{}: `{module}` may not use `{name}`: {}",
+                        path.display(),
+                        line.trim()
+                    ));
                 }
             }
         }

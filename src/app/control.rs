@@ -114,9 +114,10 @@ fn is_intercepted(frontend: &Frontend) -> bool {
 
 /// The frontends of `snapshot` that are accepted; all others are refused.
 pub(super) fn served(snapshot: &Snapshot) -> OrdSet<Frontend> {
-    let served = snapshot.frontends.iter().filter(|(frontend, port)| {
-        is_intercepted(frontend) && port.is_served(frontend.addr())
-    });
+    let served = snapshot
+        .frontends
+        .iter()
+        .filter(|(frontend, port)| is_intercepted(frontend) && port.is_served(frontend.addr()));
     served.map(|(frontend, _)| *frontend).collect()
 }
 

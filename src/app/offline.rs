@@ -116,7 +116,8 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
         let proxy_port = match settings.proxy.port {
             0 => {
                 let port = free_port()?;
-                let _ = writeln!(text, "# proxy.port is 0: run takes any free port; {port} stands for it here");
+                let _ =
+                    writeln!(text, "# proxy.port is 0: run takes any free port; {port} stands for it here");
                 port
             }
             port => port,

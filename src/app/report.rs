@@ -91,7 +91,8 @@ impl Reporter {
         let condition = |name: &str, ok, detail: String| Condition { name: name.to_owned(), ok, detail };
         let loaded = self.shared.loaded.load(Acquire);
         let ports = self.shared.snapshot.load().ports.len();
-        let snapshot = if loaded { format!("{ports} service ports") } else { "waiting for the source".to_owned() };
+        let snapshot =
+            if loaded { format!("{ports} service ports") } else { "waiting for the source".to_owned() };
         let rules = self.rules.borrow();
         let nothing_to_capture = loaded && self.shared.ranges.load().is_empty();
         let (rules_ok, rules_detail) = match (rules.installed, nothing_to_capture) {

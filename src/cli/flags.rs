@@ -171,6 +171,11 @@ pub(super) fn default_node_name() -> Option<(String, Origin)> {
     Some((host, Origin::Default("host name")))
 }
 
+/// Stands in for the node's name in commands that do not need one.
+pub(super) fn no_node_name() -> Option<(String, Origin)> {
+    Some(("unnamed".to_owned(), Origin::Default("stand-in")))
+}
+
 /// Whether a flag was typed on the command line.
 pub(super) fn typed(matches: &ArgMatches, id: &str) -> bool {
     // Commands differ in their flags, and clap panics when asked for one that is not the command's.

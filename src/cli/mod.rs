@@ -5,6 +5,8 @@
 
 /// `check`: what would stop the agent on this machine.
 pub mod check;
+/// `cleanup`: what older EdgeMesh versions and a killed agent left behind.
+pub mod cleanup;
 mod client;
 mod flags;
 /// Results on standard output.
@@ -76,6 +78,8 @@ struct Cli {
 pub enum Command {
     /// Run the agent: watch the source, install the rules, accept, balance and relay.
     Run(run::Args),
+    /// Remove the rules, links, routes and files that older EdgeMesh versions and a killed agent left.
+    Cleanup(cleanup::Args),
     /// Look for what would stop the agent on this machine, or make it work wrongly; changes nothing.
     Check(check::Args),
     /// Print the rules that `run` would install now, as iptables-save does; changes nothing.
@@ -86,6 +90,13 @@ pub enum Command {
     Resolve(resolve::Args),
     /// Print version, commit and features.
     Version(version::Args),
+}
+
+impl Command {
+    /// Whether it matters which node this is. The others must work on a machine whose host name is no node name.
+    fn needs_node_name(&self) -> bool {
+        matches!(self, Self::Run(_) | Self::Rules(_) | Self::Resolve(_))
+    }
 }
 
 /// What every command gets beside its own arguments.
@@ -128,7 +139,11 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Invocat
     let inputs = Inputs {
         file: cli.global.config(),
         overrides: flags::overrides(&matches),
-        node_name: flags::default_node_name(),
+        node_name: if cli.command.needs_node_name() {
+            flags::default_node_name()
+        } else {
+            flags::no_node_name()
+        },
     };
     Ok(Invocation { command: cli.command, context: Context { inputs, output, matches } })
 }
@@ -139,6 +154,7 @@ impl Invocation {
         let context = &self.context;
         match &self.command {
             Command::Run(args) => run::run(args, context),
+            Command::Cleanup(args) => cleanup::run(args, context),
             Command::Check(args) => check::run(args, context),
             Command::Rules(args) => rules::run(args, context),
             Command::Status(args) => status::run(args, context),

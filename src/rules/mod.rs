@@ -12,6 +12,7 @@ pub mod detect;
 pub mod dump;
 pub mod ipset;
 pub mod leftovers;
+pub mod legacy;
 pub mod machine;
 pub mod names;
 pub mod nft;

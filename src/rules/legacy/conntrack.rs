@@ -1,0 +1,147 @@
+//! Connection-tracking entries that still send packets to a proxy that is gone, over netlink.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use super::facts::Listener;
+use anyhow::Context as _;
+use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple};
+use netlink_packet_netfilter::{
+    NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
+};
+use rtnetlink::packet_core::{
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+};
+use rtnetlink::sys::protocols::NETLINK_NETFILTER;
+use rtnetlink::sys::{Socket, SocketAddr};
+
+/// Where dead entries lead: an address, and a port or all.
+pub(super) type Targets = BTreeSet<(IpAddr, Option<u16>)>;
+
+/// Deletes every entry of the calling thread's network namespace that was translated to one of `targets` where no
+/// socket listens any more. Returns how many there were.
+///
+/// Blocks for the time of one dump: it runs at the end of a command, and the thread must not change, because another
+/// one could stand in another network namespace.
+pub(super) fn delete(targets: &Targets, listeners: &[Listener]) -> anyhow::Result<u64> {
+    let mut socket = Socket::new(NETLINK_NETFILTER).context("cannot open a netfilter netlink socket")?;
+    socket.bind_auto().context("cannot bind the netfilter netlink socket")?;
+    socket.connect(&SocketAddr::new(0, 0)).context("cannot connect the netfilter netlink socket")?;
+    let mut dead = Vec::new();
+    request(&socket, NLM_F_DUMP, ConntrackMessage::Get(Vec::new()), |entry| {
+        if leads_to(&entry, targets, listeners) {
+            dead.push(entry);
+        }
+    })
+    .context("cannot list connection-tracking entries")?;
+    let mut deleted = 0;
+    for entry in dead {
+        let key =
+            entry.into_iter().filter(|part| matches!(part, ConntrackAttribute::CtaTupleOrig(_))).collect();
+        match request(&socket, NLM_F_ACK, ConntrackMessage::Delete(key), |_| {}) {
+            Ok(()) => deleted += 1,
+            // It ended by itself in the meantime.
+            Err(Failure::Kernel(nix::errno::Errno::ENOENT)) => {}
+            Err(error) => return Err(error).context("cannot delete a connection-tracking entry"),
+        }
+    }
+    Ok(deleted)
+}
+
+/// A request that was not granted.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error("the kernel says: {0}")]
+    Kernel(nix::errno::Errno),
+    #[error("{0}")]
+    Socket(#[from] std::io::Error),
+    #[error("its answer cannot be read: {0}")]
+    Answer(String),
+}
+
+fn request(
+    socket: &Socket,
+    flags: u16,
+    message: ConntrackMessage,
+    mut each: impl FnMut(Vec<ConntrackAttribute>),
+) -> Result<(), Failure> {
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | flags;
+    let family = NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0);
+    let mut packet =
+        NetlinkMessage::new(header, NetlinkPayload::from(NetfilterMessage::new(family, message)));
+    packet.finalize();
+    let mut bytes = vec![0; packet.buffer_len()];
+    packet.serialize(&mut bytes);
+    socket.send(&bytes, 0)?;
+    loop {
+        let (bytes, _) = socket.recv_from_full()?;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            let answer = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+                .map_err(|error| Failure::Answer(error.to_string()))?;
+            match answer.payload {
+                NetlinkPayload::Done(_) => return Ok(()),
+                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
+                NetlinkPayload::Error(error) => {
+                    return Err(Failure::Kernel(nix::errno::Errno::from_raw(-error.raw_code())));
+                }
+                NetlinkPayload::InnerMessage(message) => {
+                    if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(entry)) = message.inner {
+                        each(entry);
+                    }
+                }
+                _ => {}
+            }
+            // Messages are aligned to four bytes.
+            let length = (answer.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length.max(4)..).unwrap_or_default();
+        }
+    }
+}
+
+/// Whether an entry's answers come from one of `targets` although its packets were sent elsewhere.
+fn leads_to(entry: &[ConntrackAttribute], targets: &Targets, listeners: &[Listener]) -> bool {
+    let (mut original, mut reply) = (None, None);
+    for part in entry {
+        match part {
+            ConntrackAttribute::CtaTupleOrig(tuple) => original = address(tuple, false),
+            ConntrackAttribute::CtaTupleReply(tuple) => reply = address(tuple, true),
+            _ => {}
+        }
+    }
+    let (Some((asked, _)), Some((answers, port))) = (original, reply) else { return false };
+    let alive = |listener: &Listener| listener.address == (answers, port).into();
+    asked != answers
+        && !listeners.iter().any(alive)
+        && (targets.contains(&(answers, None)) || targets.contains(&(answers, Some(port))))
+}
+
+/// The source or the destination of one direction.
+fn address(tuple: &[Tuple], source: bool) -> Option<(IpAddr, u16)> {
+    let (mut ip, mut port) = (None, 0);
+    for part in tuple {
+        match part {
+            Tuple::Ip(parts) => {
+                for part in parts {
+                    match part {
+                        IPTuple::SourceAddress(address) if source => ip = Some(*address),
+                        IPTuple::DestinationAddress(address) if !source => ip = Some(*address),
+                        _ => {}
+                    }
+                }
+            }
+            Tuple::Proto(parts) => {
+                for part in parts {
+                    match part {
+                        ProtoTuple::SourcePort(number) if source => port = *number,
+                        ProtoTuple::DestinationPort(number) if !source => port = *number,
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Some((ip?, port))
+}

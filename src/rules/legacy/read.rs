@@ -1,0 +1,284 @@
+//! Reads the machine. Nothing here changes it.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use tokio::net::UdpSocket;
+
+use super::facts::{Facts, FoundFile, Listener, Process, Resolver, Ruleset};
+use super::items::RESOLVER;
+use super::links::Netlink;
+use super::netns;
+use super::pattern::Clauses;
+use super::plan::Options;
+use super::scan::{AGENT, EDGECORE, KUBE_PROXY};
+use super::shapes::{FILES, MESH_ADDRESS};
+use crate::rules::apply::{Backend, Family, Firewall, ToolError};
+use crate::rules::dump::Dump;
+
+/// Where the machine's files are found. Tests put another folder in front.
+#[derive(Clone, Debug)]
+pub struct Roots {
+    /// In front of every absolute path of the table.
+    pub files: PathBuf,
+    /// The process list.
+    pub processes: PathBuf,
+}
+
+impl Default for Roots {
+    fn default() -> Self {
+        Self { files: "/".into(), processes: "/proc".into() }
+    }
+}
+
+impl Roots {
+    /// An absolute path, behind the root.
+    pub(super) fn at(&self, path: &str) -> PathBuf {
+        self.files.join(path.trim_start_matches('/'))
+    }
+}
+
+/// Abstract socket that a running agent of this program holds, as `/proc/net/unix` shows it.
+const OWN_SOCKET: &str = "@edgesplice";
+/// How long one DNS question may stay without an answer, and how often it is asked.
+const DNS_WAIT: Duration = Duration::from_millis(400);
+const DNS_TRIES: usize = 2;
+
+/// Reads everything that the judgement needs.
+pub async fn facts<F: Firewall>(firewall: &F, roots: &Roots, options: &Options) -> anyhow::Result<Facts> {
+    let mut facts = Facts { rulesets: rulesets(firewall).await?, ..Facts::default() };
+    if options.pod {
+        return Ok(facts);
+    }
+    let netlink = Netlink::open()?;
+    facts.links = netlink.links().await?;
+    facts.routes = netlink.routes(&facts.links).await?;
+    facts.policy_rules = netlink.policy_rules().await?;
+    let sets = firewall.ipset_save().await?.unwrap_or_default();
+    let names = sets.lines().filter_map(|line| line.strip_prefix("create ")?.split(' ').next());
+    facts.sets = names.map(str::to_owned).collect();
+    facts.files = files(roots);
+    facts.listeners = listeners();
+    facts.processes = processes(roots);
+    facts.own_agent = own_agent();
+    facts.resolver = resolver(roots, &facts, options).await;
+    Ok(facts)
+}
+
+/// The rules of both back ends and families, as far as their programs are installed.
+pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ruleset>> {
+    let mut found = Vec::new();
+    for backend in Backend::ALL {
+        for family in Family::ALL {
+            let name = || format!("{} {}", backend.as_str(), family.as_str());
+            let text = match firewall.save(backend, family).await {
+                Ok(Some(text)) => text,
+                Ok(None) => continue,
+                Err(error) if unsupported(&error) => continue,
+                Err(error) => return Err(error).with_context(|| format!("cannot read the {} rules", name())),
+            };
+            let dump =
+                Dump::parse(&text).with_context(|| format!("cannot understand the {} rules", name()))?;
+            // iptables-nft-save says: # Table `nat' is incompatible, use 'nft' tool.
+            // or:                     # Table `nat' contains incompatible base-chains, use 'nft' tool to list them.
+            let unreadable = text
+                .lines()
+                .filter_map(|line| line.strip_prefix("# Table `")?.split_once('\''))
+                .filter(|(_, what)| what.contains("incompatible"))
+                .map(|(name, _)| name.to_owned())
+                .collect();
+            found.push(Ruleset { backend, family, text, dump, unreadable });
+        }
+    }
+    Ok(found)
+}
+
+/// Whether the kernel has no such back end or family: then it has no such rules. The programs say it in many ways.
+fn unsupported(error: &ToolError) -> bool {
+    let ToolError::Failed { stderr, .. } = error else { return false };
+    let absent = [
+        "Failed to initialize nft",
+        "Could not fetch rule set generation id",
+        "Protocol not supported",
+        "Address family not supported",
+        "Table does not exist",
+    ];
+    // Without rights nothing can be told.
+    !stderr.contains("ermission denied")
+        && !stderr.contains("not permitted")
+        && absent.iter().any(|text| stderr.contains(text))
+}
+
+fn files(roots: &Roots) -> Vec<FoundFile> {
+    let found = FILES.iter().filter_map(|&(path, folder, what)| {
+        let meta = fs::symlink_metadata(roots.at(path)).ok()?;
+        let as_expected = if folder { meta.is_dir() } else { meta.is_file() };
+        Some(FoundFile { path, what, as_expected })
+    });
+    found.collect()
+}
+
+/// Sockets of the calling thread's network namespace; `/proc/net` would be the first thread's.
+fn listeners() -> Vec<Listener> {
+    let mut found = Vec::new();
+    for (file, udp) in [("tcp", false), ("tcp6", false), ("udp", true), ("udp6", true)] {
+        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
+        found.extend(text.lines().skip(1).filter_map(|line| parse_listener(line, udp)));
+    }
+    found
+}
+
+/// One line of `/proc/net/tcp` or `/proc/net/udp`.
+fn parse_listener(line: &str, udp: bool) -> Option<Listener> {
+    let mut fields = line.split_ascii_whitespace();
+    let (_, local, _, state) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    // 0A is TCP_LISTEN; 07, TCP_CLOSE, is every UDP socket without a peer.
+    if state != if udp { "07" } else { "0A" } {
+        return None;
+    }
+    let (address, port) = local.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    // The kernel prints each 32-bit word of the address in the machine's byte order.
+    let mut bytes = Vec::with_capacity(16);
+    for at in (0..address.len()).step_by(8) {
+        bytes.extend(u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
+    }
+    let ip: IpAddr = match bytes.len() {
+        4 => <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)?.into(),
+        16 => <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from)?.to_canonical(),
+        _ => return None,
+    };
+    Some(Listener { udp, address: SocketAddr::new(ip, port) })
+}
+
+/// The processes of this network namespace whose names matter.
+fn processes(roots: &Roots) -> Vec<Process> {
+    let own = netns::own();
+    let mut found = Vec::new();
+    for (pid, folder) in netns::entries(&roots.processes) {
+        let Ok(pid) = pid.parse() else { continue };
+        let read = |file: &str| fs::read(folder.join(file)).unwrap_or_default();
+        let comm = String::from_utf8_lossy(&read("comm")).trim_end().to_owned();
+        let arguments = read("cmdline");
+        let words: Vec<_> = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
+        let argv0 = words.first().map(|word| word.rsplit('/').next().unwrap_or_default());
+        let names = [AGENT, EDGECORE, KUBE_PROXY];
+        let Some(name) = names.into_iter().find(|name| comm == *name || argv0 == Some(name)) else {
+            continue;
+        };
+        // EdgeMesh serves the namespace it runs in. Where that cannot be told, assume this one.
+        let there = netns::identity(&folder.join("ns/net"));
+        if there.is_none() || own.is_none() || there == own {
+            found.push(Process { pid, name, command_line: words.join(" ") });
+        }
+    }
+    found
+}
+
+fn own_agent() -> bool {
+    let text = fs::read_to_string("/proc/thread-self/net/unix").unwrap_or_default();
+    text.lines().any(|line| line.split_ascii_whitespace().nth(7) == Some(OWN_SOCKET))
+}
+
+/// The resolver's file; those of its servers that may have been EdgeMesh are asked.
+async fn resolver(roots: &Roots, facts: &Facts, options: &Options) -> Option<Resolver> {
+    let path = roots.at(RESOLVER);
+    let link_to = fs::read_link(&path).ok();
+    let text = fs::read_to_string(&path).ok()?;
+    let servers: Vec<IpAddr> = text.lines().filter_map(super::files::name_server).collect();
+    let mut suspects = BTreeSet::from([IpAddr::V4(MESH_ADDRESS)]);
+    suspects.extend(options.mesh_address);
+    for table in facts.rulesets.iter().flat_map(|ruleset| &ruleset.dump.tables) {
+        suspects.extend(table.rules.iter().filter_map(|rule| Some(Clauses::of(rule).dnat()?.0)));
+    }
+    let mut answering = BTreeSet::new();
+    for server in servers.iter().copied() {
+        let suspect = suspects.contains(&server) || facts.is_local(server);
+        if suspect && (bound(server, facts) || answers(server).await) {
+            answering.insert(server);
+        }
+    }
+    Some(Resolver { link_to, servers, answering })
+}
+
+/// Whether a socket of this machine takes questions there, even if it is slow to answer.
+fn bound(server: IpAddr, facts: &Facts) -> bool {
+    facts.listeners.iter().any(|listener| {
+        let ip = listener.address.ip();
+        listener.udp
+            && listener.address.port() == 53
+            && (ip == server || ip.is_unspecified() && facts.is_local(server))
+    })
+}
+
+/// Whether a name server answers anything at all.
+async fn answers(server: IpAddr) -> bool {
+    let ask = async {
+        let any: SocketAddr = match server {
+            IpAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
+            IpAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let socket = UdpSocket::bind(any).await?;
+        socket.connect((server, 53)).await?;
+        // Header: id, recursion desired, one question. Question: kubernetes.default.svc.cluster.local, A, IN.
+        let mut question = vec![0xed, 0x6e, 0x01, 0x00, 0, 1, 0, 0, 0, 0, 0, 0];
+        for label in ["kubernetes", "default", "svc", "cluster", "local"] {
+            question.extend(u8::try_from(label.len()));
+            question.extend(label.as_bytes());
+        }
+        question.extend([0, 0, 1, 0, 1]);
+        let mut answer = [0; 512];
+        for _ in 0..DNS_TRIES {
+            socket.send(&question).await?;
+            if let Ok(length) = tokio::time::timeout(DNS_WAIT, socket.recv(&mut answer)).await {
+                return length.map(|length| length >= 12 && answer[..2] == question[..2]);
+            }
+        }
+        std::io::Result::Ok(false)
+    };
+    // Refused or unreachable: nobody is there.
+    ask.await.unwrap_or(false)
+}
+
+/// Whether a path exists, without following a link at its end.
+pub(super) fn exists(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_back_end_that_the_kernel_lacks_is_no_failure() {
+        let failed = |stderr: &str| ToolError::Failed {
+            program: "iptables-nft-save -c".to_owned(),
+            status: "exit status: 1".to_owned(),
+            stderr: stderr.to_owned(),
+        };
+        assert!(unsupported(&failed(
+            "iptables-nft-save: Could not fetch rule set generation id: Invalid argument"
+        )));
+        assert!(unsupported(&failed("iptables-nft-save: Failed to initialize nft: Protocol not supported")));
+        assert!(!unsupported(&failed(
+            "iptables-nft-save: Could not fetch rule set generation id: Permission denied (you must be root)"
+        )));
+        assert!(!unsupported(&failed("something else")));
+    }
+
+    #[test]
+    fn reads_listening_sockets() {
+        let line =
+            "   1: 1060FEA9:9C41 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1";
+        let found = parse_listener(line, false);
+        assert_eq!(found, Some(Listener { udp: false, address: "169.254.96.16:40001".parse().unwrap() }));
+        assert_eq!(parse_listener(&line.replace(" 0A ", " 01 "), false), None);
+        let line = "  1: 0000000000000000FFFF00001060FEA9:0035 00000000000000000000000000000000:0000 07 0:0 0:0 0 0 0 1";
+        let found = parse_listener(line, true);
+        assert_eq!(found, Some(Listener { udp: true, address: "169.254.96.16:53".parse().unwrap() }));
+    }
+}
