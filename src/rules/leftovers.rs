@@ -2,6 +2,7 @@
 //! `cleanup` after a killed agent. Both back ends, both families, sets, routes and policy rules.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::apply::{Backend, Family};
@@ -113,11 +114,10 @@ pub(super) async fn remove_sets<M: Machine>(
 ) -> Result<(), RulesError> {
     for attempt in 1.. {
         let Some(text) = machine.ipset_list().await? else { break };
-        let script: String = ipset::heads(&text)
-            .keys()
-            .filter(|name| which(name))
-            .map(|name| format!("destroy {name}\n"))
-            .collect();
+        let mut script = String::new();
+        for name in ipset::heads(&text).keys().filter(|name| which(name)) {
+            let _ = writeln!(script, "destroy {name}");
+        }
         if script.is_empty() {
             break;
         }

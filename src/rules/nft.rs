@@ -1,4 +1,4 @@
-//! Takes away empty nf_tables tables, which the `iptables-nft` programs create and never remove.
+//! Takes away empty tables of `nf_tables`, which the `iptables-nft` programs create and never remove.
 //!
 //! Spoken directly over netlink, because the program `nft` is missing on many nodes and no `iptables` command
 //! removes a table. Every request says "not recursively" (`NLM_F_NONREC`): the kernel refuses it with `EBUSY` where

@@ -444,7 +444,7 @@ impl<M: Machine> Reconciler<M> {
                     Ok(true) => info!(backend = backend.as_str(), "removed rules of an earlier run"),
                     Ok(false) => {}
                     Err(error) => {
-                        debug!(backend = backend.as_str(), %error, "the other back end cannot be read")
+                        debug!(backend = backend.as_str(), %error, "the other back end cannot be read");
                     }
                 }
             }
