@@ -10,6 +10,8 @@ pub mod apply;
 pub mod audit;
 pub mod detect;
 pub mod dump;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod ipset;
 pub mod leftovers;
 pub mod machine;

@@ -451,3 +451,7 @@ impl<M: Machine> Reconciler<M> {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;
