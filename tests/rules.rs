@@ -42,14 +42,14 @@ fn settings(backend: IptablesBackend) -> InterceptSettings {
 }
 
 fn frontend(text: &str) -> Frontend {
-    let address: SocketAddr = text.parse().unwrap();
+    let address: SocketAddr = text.parse().expect("an address and port");
     Frontend { ip: address.ip(), port: address.port(), protocol: Protocol::Tcp }
 }
 
 fn wanted(port: u16) -> Wanted {
     Wanted {
-        ranges: ["10.96.0.0/16", "fd00:96::/112"].map(|range| range.parse().unwrap()).into(),
-        skip: ["10.96.0.1", "fd00:96::1"].map(|ip| ip.parse::<IpAddr>().unwrap()).into(),
+        ranges: ["10.96.0.0/16", "fd00:96::/112"].map(|range| range.parse().expect("a range")).into(),
+        skip: ["10.96.0.1", "fd00:96::1"].map(|ip| ip.parse::<IpAddr>().expect("an address")).into(),
         served: ["10.96.0.10:80", "[fd00:96::a]:80"].into_iter().map(frontend).collect(),
         proxy_port: port,
         own_mark: OWN_MARK,
@@ -70,8 +70,8 @@ fn installed(backend: IptablesBackend) -> (Lab, Reconciler<HostTools>) {
 
 fn install<M: Machine>(lab: &Lab, machine: M, backend: IptablesBackend, wanted: &Wanted) -> Reconciler<M> {
     lab.node.block_on(async {
-        let mut reconciler = Reconciler::new(machine, &settings(backend)).await.unwrap();
-        reconciler.apply(wanted).await.unwrap();
+        let mut reconciler = Reconciler::new(machine, &settings(backend)).await.expect("a packet filter");
+        reconciler.apply(wanted).await.expect("the rules go in");
         reconciler
     })
 }
@@ -86,7 +86,7 @@ fn assert_serves_and_refuses(lab: &Lab, context: &str) {
         ];
         for (family, (served, port, address, udp, node)) in cases.into_iter().enumerate() {
             let answer = client.tcp(served).unwrap_or_else(|e| panic!("{served}: {e} ({context})"));
-            let (original, source) = answer.split_once(" from ").unwrap();
+            let (original, source) = answer.split_once(" from ").expect("the acceptor's answer");
             assert_eq!(original, served, "{context}");
             if client.name == lab.node.name {
                 assert!(nodes[family].contains(&source), "the node's own source is {source} ({context})");
@@ -397,7 +397,10 @@ fn a_hundred_thousand_frontends_load_in_seconds_and_rules_do_not_grow() {
     let before = count();
     let mut want = wanted(lab.acceptor.port);
     want.served.extend((0..100_000_u32).map(|n| Frontend {
-        ip: IpAddr::from([10, 96, (n >> 8) as u8, n as u8]),
+        ip: {
+            let [_, _, high, low] = n.to_be_bytes();
+            IpAddr::from([10, 96, high, low])
+        },
         port: 1000 + u16::try_from(n >> 16).unwrap(),
         protocol: Protocol::Tcp,
     }));
@@ -494,5 +497,34 @@ fn without_ipset_the_ranges_are_captured_and_udp_is_refused() {
         assert_eq!(reconciler.report().repairs_total, 0);
         lab.node.block_on(reconciler.withdraw()).unwrap();
         assert_eq!(lab.state(), before);
+    }
+}
+
+#[test]
+fn a_healthy_node_has_no_problems_and_a_killed_agent_is_found() {
+    for backend in BACKENDS {
+        let lab = Lab::new();
+        let settings =
+            InterceptSettings { service_cidrs: vec!["10.96.0.0/16".parse().unwrap()], ..settings(backend) };
+        let find = || lab.node.block_on(rules::findings(&settings));
+        let bad = |found: &[rules::Finding]| -> Vec<String> {
+            let worst = found.iter().filter(|finding| finding.severity != rules::Severity::Info);
+            worst.map(|finding| format!("{}: {}", finding.id, finding.what)).collect()
+        };
+        let before = lab.state();
+        let found = find();
+        assert_eq!(bad(&found), [""; 0], "{}", program(backend));
+        assert!(found.iter().any(|f| f.id == "iptables-backend" && f.what.contains(program(backend))));
+        assert_eq!(lab.state(), before, "check changes nothing");
+        let reconciler = install(&lab, HostTools, backend, &wanted(lab.acceptor.port));
+        assert_eq!(bad(&find()), [""; 0], "while it runs");
+        drop(reconciler);
+        drop(install(&lab, HostTools, backend, &wanted(9)));
+        lab.node.sh("ip addr add 10.96.3.3/32 dev br0");
+        let found = find();
+        for id in ["own-leftovers", "range-overlap"] {
+            let finding = found.iter().find(|finding| finding.id == id).expect(id);
+            assert!(finding.severity == rules::Severity::Problem && !finding.mend.is_empty());
+        }
     }
 }

@@ -63,7 +63,7 @@ impl Set {
         if self.kind == "hash:ip" {
             wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).count()
         } else {
-            let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol != Protocol::Sctp;
+            let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol == Protocol::Tcp;
             wanted.served.iter().filter(ours).count()
         }
     }
@@ -111,14 +111,10 @@ pub fn changes(family: Family, old: &Wanted, new: &Wanted, out: &mut String) {
     }
 }
 
-/// A frontend as a member of a `hash:ip,port` set. SCTP is left alone and never a member.
+/// A frontend as a member of a `hash:ip,port` set. Only TCP is served: a UDP frontend in the set would be neither
+/// refused nor answered.
 fn member(frontend: &Frontend) -> Option<String> {
-    let protocol = match frontend.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => return None,
-    };
-    Some(format!("{},{protocol}:{}", frontend.ip, frontend.port))
+    (frontend.protocol == Protocol::Tcp).then(|| format!("{},tcp:{}", frontend.ip, frontend.port))
 }
 
 /// Reads `ipset list -terse`: own sets by name.

@@ -23,6 +23,7 @@ pub mod reconcile;
 pub mod render;
 pub mod routes;
 pub mod run;
+pub mod scratch;
 
 pub use detect::StartError;
 pub use leftovers::{leftovers, remove_leftovers};
