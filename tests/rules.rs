@@ -210,8 +210,15 @@ fn mends_what_others_do_to_the_rules() {
             assert_eq!(lab.state(), good, "{tools}: {line}");
             assert!(reconciler.report().repairs_total > repairs);
         }
+        let generation = || lab.node.run(|| HostTools.nft_generation()).expect("an answer");
+        let before = generation();
         let repairs = reconciler.report().repairs_total;
         lab.node.block_on(reconciler.check()).unwrap();
+        assert_eq!(generation(), before);
+        lab.node.sh(
+            "iptables-nft -A OUTPUT -d 192.0.2.3 -j RETURN; iptables-nft -D OUTPUT -d 192.0.2.3 -j RETURN",
+        );
+        assert!(generation() > before);
         assert_eq!(reconciler.report().repairs_total, repairs, "nothing to mend, nothing mended");
         assert_serves_and_refuses(&lab, tools);
     }

@@ -21,6 +21,8 @@ pub(super) struct State {
     tables: BTreeMap<(Backend, Family, String), Chains>,
     sets: BTreeMap<String, Set>,
     entries: BTreeSet<Entry>,
+    /// Raised by every change of the rules.
+    generation: u32,
     /// What the next restores answer, one after another; empty: they work.
     faults: VecDeque<ToolError>,
     /// What was called, in order.
@@ -94,6 +96,10 @@ impl Fake {
             ["ipset", "flush", name] => state.sets.get_mut(name).expect("the set").1.clear(),
             ["ipset", "lose", name] => drop(state.sets.remove(name)),
             ["route", "flush"] => state.entries.clear(),
+            ["rules", "flush"] => {
+                state.tables.clear();
+                state.generation += 1;
+            }
             _ => unreachable!("{line}"),
         }
     }
@@ -147,6 +153,7 @@ impl Firewall for Fake {
             run(chains, line).ok_or_else(|| failure(1, &format!("line failed: {line}")))?;
         }
         state.tables = tables;
+        state.generation += 1;
         Ok(())
     }
 
@@ -268,6 +275,10 @@ impl Machine for Fake {
             state.tables.remove(&key);
         }
         Ok(bare)
+    }
+
+    fn nft_generation(&self) -> Option<u32> {
+        Some(self.state().generation)
     }
 
     fn has_ipv6(&self) -> bool {

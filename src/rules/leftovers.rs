@@ -130,12 +130,15 @@ pub(super) async fn remove_sets<M: Machine>(
     Ok(())
 }
 
-/// The rules of one back end and family; `None` if its programs are not installed.
+/// The rules of one back end and family; `None` if its programs are not installed or the kernel does not have it.
 pub(super) async fn read<M: Machine>(
     machine: &M,
     backend: Backend,
     family: Family,
 ) -> Result<Option<Dump>, RulesError> {
-    let text = machine.save(backend, family).await?;
+    let text = match machine.save(backend, family).await {
+        Err(error) if error.is_unsupported() => None,
+        other => other?,
+    };
     text.map(|text| Dump::parse(&text)).transpose().map_err(RulesError::from)
 }

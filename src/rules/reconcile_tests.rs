@@ -80,6 +80,20 @@ async fn sets_and_routes_are_mended_and_counted() {
 }
 
 #[tokio::test]
+async fn rules_are_read_only_when_something_changed() {
+    let mut rules = reconciler(Fake::default()).await;
+    rules.apply(&wanted()).await.unwrap();
+    let good = rules.machine().picture();
+    rules.check().await.unwrap();
+    rules.machine().take_calls();
+    rules.check().await.unwrap();
+    assert!(rules.machine().take_calls().is_empty());
+    rules.machine().tamper("rules flush");
+    rules.check().await.unwrap();
+    assert_eq!(rules.machine().picture(), good);
+}
+
+#[tokio::test]
 async fn a_held_lock_is_reported_and_survived() {
     let mut rules = reconciler(Fake::default()).await;
     rules.machine().fail_next(failure(4, "Another app is currently holding the xtables lock."));
