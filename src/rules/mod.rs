@@ -15,6 +15,7 @@ pub(crate) mod fake;
 pub mod ipset;
 pub mod leftovers;
 pub mod machine;
+mod mend;
 pub mod names;
 pub mod nft;
 pub mod plan;
