@@ -101,6 +101,21 @@ impl ToolError {
             Self::Missing { .. } | Self::Io { .. } => false,
         }
     }
+
+    /// The kernel has no such back end or family, and so no such rules. The programs say it in several ways.
+    pub fn is_unsupported(&self) -> bool {
+        let Self::Failed { stderr, .. } = self else { return false };
+        // Without rights nothing can be told.
+        let unknown = stderr.contains("ermission denied") || stderr.contains("not permitted");
+        let absent = [
+            "Failed to initialize nft",
+            "Could not fetch rule set generation id",
+            "Protocol not supported",
+            "Address family not supported",
+            "Table does not exist",
+        ];
+        !unknown && absent.iter().any(|text| stderr.contains(text))
+    }
 }
 
 /// The packet filter of one network namespace.

@@ -63,7 +63,7 @@ impl Set {
         if self.kind == "hash:ip" {
             wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).count()
         } else {
-            let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol != Protocol::Sctp;
+            let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol == Protocol::Tcp;
             wanted.served.iter().filter(ours).count()
         }
     }
@@ -111,14 +111,10 @@ pub fn changes(family: Family, old: &Wanted, new: &Wanted, out: &mut String) {
     }
 }
 
-/// A frontend as a member of a `hash:ip,port` set. SCTP is left alone and never a member.
+/// A frontend as a member of a `hash:ip,port` set. Only TCP is served: a UDP frontend in the set would be neither
+/// refused nor answered.
 fn member(frontend: &Frontend) -> Option<String> {
-    let protocol = match frontend.protocol {
-        Protocol::Tcp => "tcp",
-        Protocol::Udp => "udp",
-        Protocol::Sctp => return None,
-    };
-    Some(format!("{},{protocol}:{}", frontend.ip, frontend.port))
+    (frontend.protocol == Protocol::Tcp).then(|| format!("{},tcp:{}", frontend.ip, frontend.port))
 }
 
 /// Reads `ipset list -terse`: own sets by name.
@@ -149,4 +145,69 @@ pub fn heads(text: &str) -> BTreeMap<String, Head> {
 pub fn saved_members<'a>(text: &'a str, set: &str) -> BTreeSet<&'a str> {
     let lines = text.lines().filter_map(|line| line.strip_prefix("add "));
     lines.filter_map(|line| line.split_once(' ').filter(|(name, _)| *name == set).map(|(_, m)| m)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(served: &[(&str, u16, Protocol)], skip: &[&str]) -> Wanted {
+        let frontend = |(ip, port, protocol): &(&str, u16, Protocol)| Frontend {
+            ip: ip.parse().unwrap(),
+            port: *port,
+            protocol: *protocol,
+        };
+        Wanted {
+            served: served.iter().map(frontend).collect(),
+            skip: skip.iter().map(|ip| ip.parse().unwrap()).collect(),
+            ..Wanted::default()
+        }
+    }
+
+    #[test]
+    fn a_full_load_swaps_where_a_set_stands_and_clears_what_was_left_half_done() {
+        use Protocol::{Sctp, Tcp, Udp};
+        let wanted = wanted(
+            &[
+                ("10.96.0.10", 80, Tcp),
+                ("10.96.0.10", 53, Udp),
+                ("10.96.0.10", 9, Sctp),
+                ("fd00::a", 80, Tcp),
+            ],
+            &["10.96.0.1", "fd00::1"],
+        );
+        let standing = "Name: edgesplice-served-v4\nType: hash:ip,port\nNumber of entries: 3\n\n\
+            Name: edgesplice-served-v4-new\nType: hash:ip,port\nNumber of entries: 1\n\n\
+            Name: other\nType: hash:ip\nNumber of entries: 7\n";
+        let heads = heads(standing);
+        assert_eq!(heads.len(), 2);
+        assert_eq!(heads["edgesplice-served-v4"].entries, 3);
+        let mut script = String::new();
+        for set in Family::ALL.into_iter().flat_map(sets) {
+            assert_eq!(set.members(&wanted).len(), set.count(&wanted));
+            set.full_load(&set.members(&wanted), &heads, &mut script);
+        }
+        insta::assert_snapshot!(script);
+    }
+
+    #[test]
+    fn a_change_costs_what_changed() {
+        use Protocol::Tcp;
+        let old =
+            wanted(&[("10.96.0.10", 80, Tcp), ("10.96.0.11", 80, Tcp), ("fd00::a", 80, Tcp)], &["10.96.0.1"]);
+        let new =
+            wanted(&[("10.96.0.10", 80, Tcp), ("10.96.0.12", 80, Tcp), ("fd00::b", 80, Tcp)], &["10.96.0.2"]);
+        let mut script = String::new();
+        changes(Family::V4, &old, &new, &mut script);
+        insta::assert_snapshot!(script);
+        let mut none = String::new();
+        changes(Family::V6, &new, &new, &mut none);
+        assert_eq!(none, "");
+    }
+
+    #[test]
+    fn names_fit_the_kernel() {
+        // IPSET_MAXNAMELEN is 32 with the closing zero.
+        assert!(Family::ALL.into_iter().flat_map(sets).all(|set| format!("{}-new", set.name).len() < 32));
+    }
 }

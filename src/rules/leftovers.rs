@@ -2,6 +2,7 @@
 //! `cleanup` after a killed agent. Both back ends, both families, sets, routes and policy rules.
 
 use std::collections::BTreeSet;
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use super::apply::{Backend, Family};
@@ -113,11 +114,10 @@ pub(super) async fn remove_sets<M: Machine>(
 ) -> Result<(), RulesError> {
     for attempt in 1.. {
         let Some(text) = machine.ipset_list().await? else { break };
-        let script: String = ipset::heads(&text)
-            .keys()
-            .filter(|name| which(name))
-            .map(|name| format!("destroy {name}\n"))
-            .collect();
+        let mut script = String::new();
+        for name in ipset::heads(&text).keys().filter(|name| which(name)) {
+            let _ = writeln!(script, "destroy {name}");
+        }
         if script.is_empty() {
             break;
         }
@@ -130,12 +130,15 @@ pub(super) async fn remove_sets<M: Machine>(
     Ok(())
 }
 
-/// The rules of one back end and family; `None` if its programs are not installed.
+/// The rules of one back end and family; `None` if its programs are not installed or the kernel does not have it.
 pub(super) async fn read<M: Machine>(
     machine: &M,
     backend: Backend,
     family: Family,
 ) -> Result<Option<Dump>, RulesError> {
-    let text = machine.save(backend, family).await?;
+    let text = match machine.save(backend, family).await {
+        Err(error) if error.is_unsupported() => None,
+        other => other?,
+    };
     text.map(|text| Dump::parse(&text)).transpose().map_err(RulesError::from)
 }

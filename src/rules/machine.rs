@@ -29,6 +29,12 @@ pub trait Machine: Firewall {
     /// Takes away an nft table that is empty. False if something is left in it; then it stays.
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool>;
 
+    /// A number that is another one after any change to any nft rule. `None` where it cannot be had; then the rules
+    /// themselves have to be read.
+    fn nft_generation(&self) -> Option<u32> {
+        None
+    }
+
     /// Whether the kernel has IPv6 and it is not switched off at boot.
     fn has_ipv6(&self) -> bool;
 
@@ -63,6 +69,10 @@ impl Machine for HostTools {
 
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
         nft::remove_empty_table(family, table)
+    }
+
+    fn nft_generation(&self) -> Option<u32> {
+        nft::generation().ok().flatten()
     }
 
     fn has_ipv6(&self) -> bool {

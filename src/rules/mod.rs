@@ -10,10 +10,13 @@ pub mod apply;
 pub mod audit;
 pub mod detect;
 pub mod dump;
+#[cfg(test)]
+pub(crate) mod fake;
 pub mod ipset;
 pub mod leftovers;
 pub mod legacy;
 pub mod machine;
+mod mend;
 pub mod names;
 pub mod nft;
 pub mod plan;
@@ -22,6 +25,7 @@ pub mod reconcile;
 pub mod render;
 pub mod routes;
 pub mod run;
+pub mod scratch;
 
 pub use detect::StartError;
 pub use leftovers::{leftovers, remove_leftovers};

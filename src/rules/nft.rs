@@ -1,7 +1,8 @@
-//! Takes away empty nf_tables tables, which the `iptables-nft` programs create and never remove.
+//! Two things that no `iptables` program does, spoken directly over netlink because the program `nft` is missing on
+//! many nodes: taking away empty tables of `nf_tables`, which the `iptables-nft` programs create and never remove, and
+//! asking whether anything at all has changed since the last time.
 //!
-//! Spoken directly over netlink, because the program `nft` is missing on many nodes and no `iptables` command
-//! removes a table. Every request says "not recursively" (`NLM_F_NONREC`): the kernel refuses it with `EBUSY` where
+//! Every request to remove something says "not recursively" (`NLM_F_NONREC`): the kernel refuses it with `EBUSY` where
 //! anything is left in the chain or table, so a rule that someone adds at the last moment is never lost.
 
 use std::io;
@@ -22,6 +23,9 @@ const BATCH_END: u16 = 0x11;
 const SUBSYSTEM: u16 = 10;
 const DELETE_TABLE: u16 = SUBSYSTEM << 8 | 2;
 const DELETE_CHAIN: u16 = SUBSYSTEM << 8 | 5;
+const NEW_GENERATION: u16 = SUBSYSTEM << 8 | 15;
+const GET_GENERATION: u16 = SUBSYSTEM << 8 | 16;
+const GENERATION_ID: u16 = 1;
 const TABLE_NAME: u16 = 1;
 const CHAIN_TABLE: u16 = 1;
 const CHAIN_NAME: u16 = 3;
@@ -40,9 +44,7 @@ fn built_in(table: &str) -> &'static [&'static str] {
 /// Removes `table` with its built-in chains if nothing is in them. Returns false if something is left, which then
 /// stays.
 pub fn remove_empty_table(family: Family, table: &str) -> io::Result<bool> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
+    let socket = connect()?;
     for chain in built_in(table) {
         let attributes = [(CHAIN_TABLE, table), (CHAIN_NAME, *chain)];
         if !gone(request(&socket, family, DELETE_CHAIN, &attributes)?)? {
@@ -50,6 +52,37 @@ pub fn remove_empty_table(family: Family, table: &str) -> io::Result<bool> {
         }
     }
     gone(request(&socket, family, DELETE_TABLE, &[(TABLE_NAME, table)])?)
+}
+
+/// The number that the kernel raises with every change to any nft rule in this network namespace. `None` if the
+/// answer is not understood.
+pub fn generation() -> io::Result<Option<u32>> {
+    let socket = connect()?;
+    socket.send(&message(GET_GENERATION, NLM_F_REQUEST, REQUEST, 0, 0, &[]), 0)?;
+    let (answer, _) = socket.recv_from_full()?;
+    Ok(generation_in(&answer))
+}
+
+fn connect() -> io::Result<Socket> {
+    let mut socket = Socket::new(NETLINK_NETFILTER)?;
+    socket.bind_auto()?;
+    socket.connect(&SocketAddr::new(0, 0))?;
+    Ok(socket)
+}
+
+/// Reads the answer: netlink header (16 bytes), `nfgenmsg` (4), then attributes.
+fn generation_in(answer: &[u8]) -> Option<u32> {
+    let kind = u16::from_ne_bytes(answer.get(4..6)?.try_into().ok()?);
+    let mut attributes = answer.get(20..)?;
+    while let Some((head, _)) = attributes.split_first_chunk::<4>() {
+        let length = usize::from(u16::from_ne_bytes([head[0], head[1]]));
+        let value = attributes.get(4..length)?;
+        if kind == NEW_GENERATION && u16::from_ne_bytes([head[2], head[3]]) == GENERATION_ID {
+            return Some(u32::from_be_bytes(value.try_into().ok()?));
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+    None
 }
 
 /// Whether the kernel's answer means that the object is no more.

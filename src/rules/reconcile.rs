@@ -21,14 +21,15 @@ use super::routes::{Entry, RouteError};
 use crate::config::{InterceptSettings, IptablesBackend};
 use crate::obs::api::RulesReport;
 
-/// Every so many checks the members of the sets are compared one by one, and the back end's hint chains looked at.
-const THOROUGH_EVERY: u32 = 15;
-/// Sets up to this size are compared member by member; larger ones by their number of members.
-const THOROUGH_MEMBERS: usize = 20_000;
 /// A check may cost this share of the time between two checks.
 const CHECK_SHARE: u32 = 40;
 /// The longest time between two checks, so that whatever is tampered with is mended within five seconds.
 const LONGEST_PERIOD: Duration = Duration::from_secs(4);
+
+/// Why sets are given up before they were tried.
+const NO_IPSET: &str = "the program `ipset` is not installed, or the kernel has no sets";
+/// Begins the warning about routes that could not be added; it goes once they stand.
+const ROUTE_MISSING: &str = "a route is missing";
 
 /// The rules could not be brought to what is wanted.
 #[derive(Debug, thiserror::Error)]
@@ -63,20 +64,22 @@ pub enum RulesError {
 /// Owner of everything that this program has in the packet filter of one machine.
 #[derive(Debug)]
 pub struct Reconciler<M> {
-    machine: M,
-    setting: IptablesBackend,
+    pub(super) machine: M,
+    pub(super) setting: IptablesBackend,
     sync_period: Duration,
-    backend: Backend,
-    capabilities: Capabilities,
+    pub(super) backend: Backend,
+    pub(super) capabilities: Capabilities,
     /// Rules with sets have been installed once, so that a later failure is not for want of sets.
     sets_proven: bool,
     /// What is in force; `None` before the first success and after a failure, when everything is done anew.
     wanted: Option<Wanted>,
-    wording: BTreeMap<Family, Wording>,
-    created: BTreeSet<(Family, &'static str)>,
-    checks: u32,
+    pub(super) wording: BTreeMap<Family, Wording>,
+    pub(super) created: BTreeSet<(Family, &'static str)>,
+    /// The nft generation at which the rules were last seen to stand as planned.
+    pub(super) verified: Option<u32>,
+    pub(super) checks: u32,
     cost: Duration,
-    report: RulesReport,
+    pub(super) report: RulesReport,
 }
 
 impl<M: Machine> Reconciler<M> {
@@ -88,7 +91,8 @@ impl<M: Machine> Reconciler<M> {
         if !found.v6 {
             report.warnings.push(format!("serving IPv4 only: {}", found.no_v6));
         }
-        Ok(Self {
+        let ipset = matches!(machine.ipset_list().await, Ok(Some(_)));
+        let mut this = Self {
             machine,
             setting: settings.iptables_backend,
             sync_period: settings.sync_period,
@@ -98,10 +102,15 @@ impl<M: Machine> Reconciler<M> {
             wanted: None,
             wording: BTreeMap::new(),
             created: BTreeSet::new(),
+            verified: None,
             checks: 0,
             cost: Duration::ZERO,
             report,
-        })
+        };
+        if !ipset {
+            this.give_up_sets(NO_IPSET);
+        }
+        Ok(this)
     }
 
     /// Brings the node to `wanted`. Where only the served frontends changed, only sets are touched. What a killed
@@ -287,7 +296,7 @@ impl<M: Machine> Reconciler<M> {
             if self.sets_proven {
                 return Err(RulesError::IpsetGone);
             }
-            self.give_up_sets("the program `ipset` is not installed, or the kernel has no sets");
+            self.give_up_sets(NO_IPSET);
             return Ok(());
         };
         let heads = ipset::heads(&text);
@@ -298,13 +307,13 @@ impl<M: Machine> Reconciler<M> {
         Ok(self.machine.ipset_restore(&script).await?)
     }
 
-    async fn dump(&self, family: Family) -> Result<Dump, RulesError> {
+    pub(super) async fn dump(&self, family: Family) -> Result<Dump, RulesError> {
         let dump = read(&self.machine, self.backend, family).await?;
         dump.ok_or(RulesError::ProgramsGone(self.backend.as_str()))
     }
 
     /// Writes one family's rules and reads back how the machine words them.
-    async fn install(&mut self, plan: &FamilyPlan, dump: &Dump) -> Result<(), RulesError> {
+    pub(super) async fn install(&mut self, plan: &FamilyPlan, dump: &Dump) -> Result<(), RulesError> {
         let family = plan.family;
         if self.backend == Backend::Nft {
             for table in &plan.tables {
@@ -313,6 +322,7 @@ impl<M: Machine> Reconciler<M> {
                 }
             }
         }
+        self.verified = None;
         let script = render::install(plan, dump, &self.created_in(family));
         self.machine.restore(self.backend, family, &script).await?;
         let now = self.dump(family).await?;
@@ -326,10 +336,11 @@ impl<M: Machine> Reconciler<M> {
 
     /// Adds missing routes and policy rules. A missing route does not stop the rest: pods are served without it.
     /// Returns what was added.
-    async fn add_entries(&mut self, target: &Plan) -> Result<Vec<Entry>, RulesError> {
+    pub(super) async fn add_entries(&mut self, target: &Plan) -> Result<Vec<Entry>, RulesError> {
         let own = self.machine.own_entries().await?;
         let missing: Vec<Entry> = target.entries().difference(&own).copied().collect();
         if missing.is_empty() {
+            self.report.warnings.retain(|line| !line.starts_with(ROUTE_MISSING));
             return Ok(missing);
         }
         let foreign = self.machine.foreign_destinations().await?;
@@ -348,102 +359,11 @@ impl<M: Machine> Reconciler<M> {
                     ));
                 }
                 Err(error) => self.warn(format!(
-                    "a route is missing; processes of this node that have no default route cannot connect ({error})"
+                    "{ROUTE_MISSING}; processes of this node that have no default route cannot connect ({error})"
                 )),
             }
         }
         Ok(added)
-    }
-
-    async fn mend(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
-        let thorough = self.checks.is_multiple_of(THOROUGH_EVERY);
-        if thorough && self.setting == IptablesBackend::Auto {
-            self.follow_hints(wanted).await?;
-        }
-        let target = plan(wanted, self.capabilities);
-        let mut mended = self.mend_sets(wanted, &target, thorough).await?;
-        for plan in &target.families {
-            let dump = self.dump(plan.family).await?;
-            let wording = self.wording.entry(plan.family).or_default();
-            let created =
-                self.created.iter().filter(|(of, _)| *of == plan.family).map(|(_, name)| *name).collect();
-            let found = audit::differences(plan, &dump, wording, &created);
-            if !found.is_empty() {
-                self.install(plan, &dump).await?;
-                mended.extend(found.into_iter().map(|line| format!("{} {line}", plan.family.as_str())));
-            }
-        }
-        let added = self.add_entries(&target).await?;
-        mended.extend(added.iter().map(|entry| format!("missing: {entry}")));
-        if !mended.is_empty() {
-            warn!(what = mended.join("; "), "someone changed the rules; mended");
-            self.report.repairs_total += mended.len() as u64;
-        }
-        Ok(())
-    }
-
-    /// Loads sets anew that are missing or have other members than they should.
-    async fn mend_sets(
-        &self,
-        wanted: &Wanted,
-        target: &Plan,
-        thorough: bool,
-    ) -> Result<Vec<String>, RulesError> {
-        let planned =
-            target.families.iter().filter(|plan| plan.sets).flat_map(|plan| ipset::sets(plan.family));
-        let planned: Vec<ipset::Set> = planned.collect();
-        if planned.is_empty() {
-            return Ok(Vec::new());
-        }
-        let heads = ipset::heads(&self.machine.ipset_list().await?.ok_or(RulesError::IpsetGone)?);
-        let saved = if thorough && wanted.served.len() <= THOROUGH_MEMBERS {
-            self.machine.ipset_save().await?
-        } else {
-            None
-        };
-        let mut script = String::new();
-        let mut mended = Vec::new();
-        for set in planned {
-            let members = || set.members(wanted);
-            let good = match (heads.get(set.name), &saved) {
-                (None, _) => false,
-                (Some(head), _) if head.entries != set.count(wanted) => false,
-                (Some(_), None) => true,
-                (Some(_), Some(saved)) => {
-                    let saved = ipset::saved_members(saved, set.name);
-                    members().iter().all(|member| saved.contains(member.as_str()))
-                }
-            };
-            if !good {
-                set.full_load(&members(), &heads, &mut script);
-                mended.push(format!("ip set {} was changed", set.name));
-            }
-        }
-        if !script.is_empty() {
-            self.machine.ipset_restore(&script).await?;
-        }
-        Ok(mended)
-    }
-
-    /// Moves to the other back end if its hint chains have appeared there since the start.
-    async fn follow_hints(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
-        let Ok(found) = detect(&self.machine, self.setting).await else { return Ok(()) };
-        if found.backend == self.backend {
-            return Ok(());
-        }
-        warn!(from = self.backend.as_str(), to = found.backend.as_str(), why = found.why, "moving the rules");
-        let old = std::mem::replace(&mut self.backend, found.backend);
-        self.wording.clear();
-        let target = plan(wanted, self.capabilities);
-        for plan in &target.families {
-            let dump = self.dump(plan.family).await?;
-            self.install(plan, &dump).await?;
-        }
-        for family in Family::ALL {
-            remove_rules(&self.machine, old, family, &self.created).await?;
-        }
-        found.backend.as_str().clone_into(&mut self.report.backend);
-        Ok(())
     }
 
     /// Removes what an earlier run left in the other back end. A fault there is no reason not to serve.
@@ -454,10 +374,14 @@ impl<M: Machine> Reconciler<M> {
                     Ok(true) => info!(backend = backend.as_str(), "removed rules of an earlier run"),
                     Ok(false) => {}
                     Err(error) => {
-                        debug!(backend = backend.as_str(), %error, "the other back end cannot be read")
+                        debug!(backend = backend.as_str(), %error, "the other back end cannot be read");
                     }
                 }
             }
         }
     }
 }
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

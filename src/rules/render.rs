@@ -114,3 +114,103 @@ pub(super) fn stands_first(table: Option<&Table>, from: &str, to: &str) -> bool 
     let first = table.rules_of(from).next();
     matches!(ours[..], [only] if first == Some(only) && only.text == jump(to))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::apply::Family;
+    use super::super::plan::{Capabilities, Wanted, plan};
+    use super::*;
+
+    const ALL: Capabilities = Capabilities { ipset: true, v6: true, policy_routing: true };
+
+    fn wanted(ranges: &[&str]) -> Wanted {
+        Wanted {
+            ranges: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+            skip: ["10.96.0.1", "fd00:96::1"].map(|ip| ip.parse().unwrap()).into(),
+            proxy_port: 15001,
+            own_mark: 0x0200_0000,
+            refuse_mark: 0x0100_0000,
+            ..Wanted::default()
+        }
+    }
+
+    fn golden(ranges: &[&str], capabilities: Capabilities, family: Family) -> String {
+        let plan = plan(&wanted(ranges), capabilities);
+        install(plan.family(family).unwrap(), &Dump::default(), &BTreeSet::new())
+    }
+
+    #[test]
+    fn v4() {
+        insta::assert_snapshot!(golden(&["10.96.0.0/12"], ALL, Family::V4));
+    }
+
+    #[test]
+    fn v6() {
+        insta::assert_snapshot!(golden(&["10.96.0.0/12", "fd00:96::/112"], ALL, Family::V6));
+    }
+
+    #[test]
+    fn v4_without_ipset() {
+        insta::assert_snapshot!(golden(&["10.96.0.0/12"], Capabilities { ipset: false, ..ALL }, Family::V4));
+    }
+
+    #[test]
+    fn v6_without_ipset() {
+        insta::assert_snapshot!(golden(&["fd00:96::/112"], Capabilities { ipset: false, ..ALL }, Family::V6));
+    }
+
+    #[test]
+    fn v4_without_policy_routing() {
+        let capabilities = Capabilities { policy_routing: false, ..ALL };
+        insta::assert_snapshot!(golden(&["10.96.0.0/12"], capabilities, Family::V4));
+    }
+
+    #[test]
+    fn several_ranges() {
+        // The second lies inside the first, the third has host bits set, the last is a single address.
+        let ranges = ["10.96.0.0/12", "10.97.0.0/16", "172.30.1.1/16", "192.0.2.7/32"];
+        insta::assert_snapshot!(golden(&ranges, ALL, Family::V4));
+    }
+
+    #[test]
+    fn as_iptables_save_prints_it() {
+        let text = save_form(&plan(&wanted(&["10.96.0.0/12"]), ALL)).remove(0).1;
+        insta::assert_snapshot!(text);
+        assert!(Dump::parse(&text).is_ok());
+    }
+
+    #[test]
+    fn one_family_only_without_ipv6() {
+        let plan = plan(&wanted(&["10.96.0.0/12", "fd00:96::/112"]), Capabilities { v6: false, ..ALL });
+        assert_eq!(plan.families.iter().map(|family| family.family).collect::<Vec<_>>(), [Family::V4]);
+    }
+
+    #[test]
+    fn keeps_a_good_jump_and_puts_a_bad_one_right() {
+        let dump = Dump::parse(
+            "*nat\n:PREROUTING ACCEPT [0:0]\n:EDGESPLICE - [0:0]\n\
+             -A PREROUTING -m comment --comment edgesplice -j EDGESPLICE\n-A PREROUTING -j OTHER\n\
+             -A OUTPUT -j OTHER\n-A OUTPUT -m comment --comment edgesplice -j EDGESPLICE\nCOMMIT\n",
+        )
+        .unwrap();
+        let plan = plan(&wanted(&["10.96.0.0/12"]), ALL);
+        let text = install(&plan.families[0], &dump, &BTreeSet::from(["nat"]));
+        let nat = text.split("*nat").nth(1).unwrap();
+        assert!(!nat.contains(" PREROUTING"), "{nat}");
+        let moved = "-D OUTPUT -m comment --comment edgesplice -j EDGESPLICE\n\
+                     -I OUTPUT 1 -m comment --comment edgesplice -j EDGESPLICE\n";
+        assert!(nat.contains(moved) && nat.contains(":EDGESPLICE-CREATED - [0:0]\n"), "{nat}");
+    }
+
+    #[test]
+    fn removal_starts_with_what_captures_and_names_nothing_foreign() {
+        let dump = Dump::parse(
+            "*filter\n:INPUT ACCEPT [0:0]\n:EDGESPLICE-INPUT - [0:0]\n:EDGESPLICE-INPUT-OLD - [0:0]\n\
+             -A INPUT -j EDGESPLICE-INPUT-OLD\n-A INPUT -m comment --comment edgesplice -j EDGESPLICE-INPUT\nCOMMIT\n\
+             *nat\n:OUTPUT ACCEPT [0:0]\n:EDGESPLICE - [0:0]\n-A OUTPUT -g EDGESPLICE\n-A EDGESPLICE -j RETURN\nCOMMIT\n",
+        )
+        .unwrap();
+        insta::assert_snapshot!(removal(&dump).unwrap());
+        assert_eq!(removal(&Dump::parse("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n").unwrap()), None);
+    }
+}

@@ -1,0 +1,291 @@
+//! A machine in memory, for tests: understands the restore scripts that this module writes, and fails on demand.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fmt::Write as _;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use ipnet::IpNet;
+
+use super::apply::{Backend, Family, Firewall, ToolError};
+use super::machine::Machine;
+use super::routes::{Entry, RouteError};
+
+/// Chains in the order of their creation, each with its rules.
+type Chains = Vec<(String, Vec<String>)>;
+
+/// One set: its type and members.
+type Set = (String, BTreeSet<String>);
+
+#[derive(Debug, Default)]
+pub(super) struct State {
+    tables: BTreeMap<(Backend, Family, String), Chains>,
+    sets: BTreeMap<String, Set>,
+    entries: BTreeSet<Entry>,
+    /// Raised by every change of the rules.
+    generation: u32,
+    /// What the next restores answer, one after another; empty: they work.
+    faults: VecDeque<ToolError>,
+    /// What was called, in order.
+    calls: Vec<String>,
+}
+
+/// The machine.
+#[derive(Debug)]
+pub(crate) struct Fake {
+    pub(super) state: Mutex<State>,
+    pub(crate) has_ipset: bool,
+    pub(crate) has_ipv6: bool,
+    pub(crate) permitted: bool,
+    pub(crate) foreign: BTreeSet<IpNet>,
+    /// Back ends whose programs are installed.
+    pub(crate) backends: Vec<Backend>,
+}
+
+impl Default for Fake {
+    fn default() -> Self {
+        Self {
+            state: Mutex::default(),
+            has_ipset: true,
+            has_ipv6: true,
+            permitted: true,
+            foreign: BTreeSet::new(),
+            backends: Backend::ALL.to_vec(),
+        }
+    }
+}
+
+/// A failure as a tool words it.
+pub(crate) fn failure(status: i32, stderr: &str) -> ToolError {
+    ToolError::Failed {
+        program: "fake".to_owned(),
+        status: format!("exit status: {status}"),
+        stderr: stderr.to_owned(),
+    }
+}
+
+impl Fake {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The next restore (of rules or sets) fails like this.
+    pub(crate) fn fail_next(&self, error: ToolError) {
+        self.state().faults.push_back(error);
+    }
+
+    /// What was called since the last time.
+    pub(crate) fn take_calls(&self) -> Vec<String> {
+        std::mem::take(&mut self.state().calls)
+    }
+
+    /// Members of a set.
+    pub(crate) fn members(&self, set: &str) -> Option<Vec<String>> {
+        self.state().sets.get(set).map(|(_, members)| members.iter().cloned().collect())
+    }
+
+    /// Everything that stands.
+    pub(crate) fn picture(&self) -> String {
+        let state = self.state();
+        format!("{:#?}\n{:#?}\n{:#?}", state.tables, state.sets, state.entries)
+    }
+
+    /// Changes routes or sets behind the reconciler's back.
+    pub(crate) fn tamper(&self, line: &str) {
+        let mut state = self.state();
+        match line.split(' ').collect::<Vec<_>>()[..] {
+            ["ipset", "flush", name] => state.sets.get_mut(name).expect("the set").1.clear(),
+            ["ipset", "lose", name] => drop(state.sets.remove(name)),
+            ["route", "flush"] => state.entries.clear(),
+            ["rules", "flush"] => {
+                state.tables.clear();
+                state.generation += 1;
+            }
+            _ => unreachable!("{line}"),
+        }
+    }
+}
+
+impl Firewall for Fake {
+    async fn save(&self, backend: Backend, family: Family) -> Result<Option<String>, ToolError> {
+        self.state().calls.push(format!("save {} {}", backend.as_str(), family.as_str()));
+        if !self.backends.contains(&backend) {
+            return Ok(None);
+        }
+        let mut text = String::new();
+        let state = self.state();
+        for ((of, which, table), chains) in &state.tables {
+            if (*of, *which) != (backend, family) {
+                continue;
+            }
+            let _ = writeln!(text, "*{table}");
+            for (chain, _) in chains {
+                let policy =
+                    if chain.starts_with("EDGE") || chain.starts_with("KUBE") { "-" } else { "ACCEPT" };
+                let _ = writeln!(text, ":{chain} {policy} [0:0]");
+            }
+            for (chain, rules) in chains {
+                for rule in rules {
+                    let _ = writeln!(text, "[0:0] -A {chain} {rule}");
+                }
+            }
+            text.push_str("COMMIT\n");
+        }
+        Ok(Some(text))
+    }
+
+    async fn restore(&self, backend: Backend, family: Family, script: &str) -> Result<(), ToolError> {
+        let mut state = self.state();
+        state.calls.push(format!("restore {} {}", backend.as_str(), family.as_str()));
+        if let Some(error) = state.faults.pop_front() {
+            return Err(error);
+        }
+        let mut tables = state.tables.clone();
+        let mut table = String::new();
+        for line in script.lines() {
+            if let Some(name) = line.strip_prefix('*') {
+                table = name.to_owned();
+                continue;
+            }
+            if line == "COMMIT" {
+                continue;
+            }
+            let chains = tables.entry((backend, family, table.clone())).or_default();
+            run(chains, line).ok_or_else(|| failure(1, &format!("line failed: {line}")))?;
+        }
+        state.tables = tables;
+        state.generation += 1;
+        Ok(())
+    }
+
+    async fn ipset_restore(&self, script: &str) -> Result<(), ToolError> {
+        let mut state = self.state();
+        state.calls.push("ipset restore".to_owned());
+        if let Some(error) = state.faults.pop_front() {
+            return Err(error);
+        }
+        for line in script.lines() {
+            let bad = || failure(1, &format!("line failed: {line}"));
+            let words: Vec<&str> = line.split(' ').collect();
+            match words[..] {
+                ["create", name, kind, ..] => {
+                    if state.sets.insert(name.to_owned(), (kind.to_owned(), BTreeSet::new())).is_some() {
+                        return Err(bad());
+                    }
+                }
+                ["add", name, member, ..] => {
+                    state.sets.get_mut(name).ok_or_else(bad)?.1.insert(member.to_owned());
+                }
+                ["del", name, member, ..] => {
+                    state.sets.get_mut(name).ok_or_else(bad)?.1.remove(member);
+                }
+                ["swap", a, b] => {
+                    let (one, two) =
+                        (state.sets.remove(a).ok_or_else(bad)?, state.sets.remove(b).ok_or_else(bad)?);
+                    state.sets.insert(a.to_owned(), two);
+                    state.sets.insert(b.to_owned(), one);
+                }
+                ["destroy", name] => drop(state.sets.remove(name).ok_or_else(bad)?),
+                _ => return Err(bad()),
+            }
+        }
+        Ok(())
+    }
+
+    async fn ipset_save(&self) -> Result<Option<String>, ToolError> {
+        let state = self.state();
+        let adds = state
+            .sets
+            .iter()
+            .flat_map(|(name, (_, members))| members.iter().map(move |m| format!("add {name} {m}\n")));
+        Ok(self.has_ipset.then(|| adds.collect()))
+    }
+}
+
+/// Carries out one line of a restore script.
+fn run(chains: &mut Chains, line: &str) -> Option<()> {
+    if let Some(rest) = line.strip_prefix(':') {
+        let name = rest.split(' ').next()?;
+        chain(chains, name).clear();
+        return Some(());
+    }
+    let mut words = line.splitn(3, ' ');
+    let (command, name, rest) = (words.next()?, words.next()?, words.next().unwrap_or_default());
+    match command {
+        "-A" => chain(chains, name).push(rest.to_owned()),
+        "-I" => chain(chains, name).insert(0, rest.strip_prefix("1 ").unwrap_or(rest).to_owned()),
+        "-D" => {
+            let rules = chain(chains, name);
+            let at = rules.iter().position(|rule| rule == rest)?;
+            rules.remove(at);
+        }
+        "-F" => chain(chains, name).clear(),
+        "-X" => {
+            let used = format!("-j {name}");
+            if chains.iter().any(|(_, rules)| rules.iter().any(|rule| rule.ends_with(&used))) {
+                return None;
+            }
+            chains.retain(|(chain, _)| chain != name);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn chain<'a>(chains: &'a mut Chains, name: &str) -> &'a mut Vec<String> {
+    let at = chains.iter().position(|(chain, _)| chain == name).unwrap_or_else(|| {
+        chains.push((name.to_owned(), Vec::new()));
+        chains.len() - 1
+    });
+    &mut chains[at].1
+}
+
+impl Machine for Fake {
+    async fn ipset_list(&self) -> Result<Option<String>, ToolError> {
+        let mut text = String::new();
+        for (name, (kind, members)) in &self.state().sets {
+            let _ = writeln!(text, "Name: {name}\nType: {kind}\nNumber of entries: {}\n", members.len());
+        }
+        Ok(self.has_ipset.then_some(text))
+    }
+
+    async fn own_entries(&self) -> Result<BTreeSet<Entry>, RouteError> {
+        Ok(self.state().entries.clone())
+    }
+
+    async fn foreign_destinations(&self) -> Result<BTreeSet<IpNet>, RouteError> {
+        Ok(self.foreign.clone())
+    }
+
+    async fn add_entry(&self, entry: Entry) -> Result<(), RouteError> {
+        self.state().entries.insert(entry);
+        Ok(())
+    }
+
+    async fn remove_entry(&self, entry: Entry) -> Result<(), RouteError> {
+        self.state().entries.remove(&entry);
+        Ok(())
+    }
+
+    fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
+        let mut state = self.state();
+        let key = (Backend::Nft, family, table.to_owned());
+        let bare =
+            state.tables.get(&key).is_none_or(|chains| chains.iter().all(|(_, rules)| rules.is_empty()));
+        if bare {
+            state.tables.remove(&key);
+        }
+        Ok(bare)
+    }
+
+    fn nft_generation(&self) -> Option<u32> {
+        Some(self.state().generation)
+    }
+
+    fn has_ipv6(&self) -> bool {
+        self.has_ipv6
+    }
+
+    fn may_administer(&self) -> bool {
+        self.permitted
+    }
+}
