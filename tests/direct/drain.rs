@@ -44,7 +44,8 @@ async fn what_outlasts_the_timeout_is_reset() {
     let mut busy = lab.connect().await;
     let streaming = tokio::spawn(async move {
         let (mut r, mut w) = busy.split();
-        let push = async { while w.write_all(&[0; 64 * 1024]).await.is_ok() {} };
+        let chunk = vec![0; 64 * 1024];
+        let push = async { while w.write_all(&chunk).await.is_ok() {} };
         let pull = async {
             let mut buffer = vec![0; 64 * 1024];
             loop {
