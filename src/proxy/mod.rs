@@ -165,8 +165,8 @@ impl Proxy {
     /// them, and a connection stays with the thread that accepted it.
     pub fn into_shards(self) -> Vec<Shard> {
         let shared = Arc::new(self.shared);
-        let shard = |listener| Shard { listener, shared: Arc::clone(&shared) };
-        self.listeners.into_iter().map(shard).collect()
+        let part = |listener| Shard { listener, shared: Arc::clone(&shared) };
+        self.listeners.into_iter().map(part).collect()
     }
 
     /// Serves all sockets on the current runtime, see [`Shard::serve`].
