@@ -77,10 +77,10 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Binds the acceptor. `own_mark` is the packet mark of outbound connections; 0 sets none (tests).
+    /// Binds the acceptor with `shards` sockets on one port, see [`Self::into_shards`]. `own_mark` is the packet mark of outbound connections; 0 sets none (tests).
     ///
     /// Fails if the port is taken or the mark may not be set.
-    pub fn bind(settings: &ProxySettings, own_mark: u32) -> anyhow::Result<Self> {
+    pub fn bind_sharded(settings: &ProxySettings, own_mark: u32, shards: usize) -> anyhow::Result<Self> {
         if own_mark != 0 {
             sock::check_mark(own_mark).with_context(|| {
                 format!(
@@ -88,10 +88,16 @@ impl Proxy {
                 )
             })?;
         }
-        let listener = sock::listen(settings.port, false).with_context(|| {
-            format!("cannot listen on TCP port {}; choose another one with --proxy-port", settings.port)
-        })?;
-        let port = sock::local_addr(&listener).context("cannot read the acceptor's own port")?.port();
+        let listen = |port| {
+            sock::listen(port, shards > 1).with_context(|| {
+                format!("cannot listen on TCP port {port}; choose another one with --proxy-port")
+            })
+        };
+        let mut listeners = vec![listen(settings.port)?];
+        let port = sock::local_addr(&listeners[0]).context("cannot read the acceptor's own port")?.port();
+        for _ in 1..shards {
+            listeners.push(listen(port)?);
+        }
         let descriptors = sock::nofile().context("cannot read the limit of open descriptors")?;
         let max_pipes = MAX_PIPES.min(descriptors / 16);
         let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS + 2 * max_pipes) / 2;
@@ -100,7 +106,7 @@ impl Proxy {
             n => u64::try_from(n).unwrap_or(u64::MAX),
         };
         Ok(Self {
-            listeners: vec![listener],
+            listeners,
             shared: Shared {
                 port,
                 counters: Arc::default(),
@@ -119,6 +125,11 @@ impl Proxy {
                 ended: Notify::new(),
             },
         })
+    }
+
+    /// Binds the acceptor with one socket, for one runtime.
+    pub fn bind(settings: &ProxySettings, own_mark: u32) -> anyhow::Result<Self> {
+        Self::bind_sharded(settings, own_mark, 1)
     }
 
     /// Reads destinations with `destination` instead of from conntrack.
@@ -150,22 +161,46 @@ impl Proxy {
         self.shared.pipes.clone()
     }
 
+    /// One part for each socket, each to be served on a runtime of its own. The kernel spreads new connections over
+    /// them, and a connection stays with the thread that accepted it.
+    pub fn into_shards(self) -> Vec<Shard> {
+        let shared = Arc::new(self.shared);
+        let part = |listener| Shard { listener, shared: Arc::clone(&shared) };
+        self.listeners.into_iter().map(part).collect()
+    }
+
+    /// Serves all sockets on the current runtime, see [`Shard::serve`].
+    pub async fn serve(self, upstreams: Arc<Upstreams>, drain: Drain) -> anyhow::Result<()> {
+        let shards = self.into_shards().into_iter();
+        futures_util::future::try_join_all(shards.map(|s| s.serve(Arc::clone(&upstreams), drain.clone())))
+            .await
+            .map(drop)
+    }
+}
+
+/// One of the acceptor's sockets, and the connections that come in on it.
+pub struct Shard {
+    listener: TcpListener,
+    shared: Arc<Shared>,
+}
+
+impl Shard {
     /// Serves until `drain` stops and the last connection has ended, or `drain` kills, which resets what is left.
     ///
     /// Runs on the current runtime, which should be the data plane's own.
     pub async fn serve(self, upstreams: Arc<Upstreams>, drain: Drain) -> anyhow::Result<()> {
-        let shared = Arc::new(self.shared);
-        for listener in self.listeners {
-            let listener = tokio::net::TcpListener::from_std(listener)
-                .context("cannot hand the acceptor's socket to the runtime")?;
-            let acceptor = accept::Acceptor::new(listener, Arc::clone(&shared), Arc::clone(&upstreams))?;
-            drain.spawn("accept", acceptor.run(drain.clone()));
-        }
+        let Self { listener, shared } = self;
+        let listener = tokio::net::TcpListener::from_std(listener)
+            .context("cannot hand the acceptor's socket to the runtime")?;
+        let acceptor = accept::Acceptor::new(listener, Arc::clone(&shared), upstreams)?;
+        drain.spawn("accept", acceptor.run(drain.clone()));
         drain.stop().cancelled().await;
         tokio::select! {
             () = drain.kill().cancelled() => {
                 shared.killed.store(true, Release);
                 shared.kill.notify_waiters();
+                // A killed connection ends when it is next polled, which needs this runtime to go on.
+                shared.idle().await;
             }
             () = shared.idle() => {}
         }

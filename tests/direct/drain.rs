@@ -44,18 +44,25 @@ async fn what_outlasts_the_timeout_is_reset() {
     let mut busy = lab.connect().await;
     let streaming = tokio::spawn(async move {
         let (mut r, mut w) = busy.split();
-        let push = async { while w.write_all(&[0; 64 * 1024]).await.is_ok() {} };
+        let chunk = vec![0; 64 * 1024];
+        let push = async {
+            loop {
+                if let Err(e) = w.write_all(&chunk).await {
+                    return e.kind();
+                }
+            }
+        };
         let pull = async {
             let mut buffer = vec![0; 64 * 1024];
             loop {
                 match r.read(&mut buffer).await {
-                    Ok(0) => panic!("a killed connection must not look like the end of the stream"),
+                    Ok(0) => return None,
                     Ok(_) => {}
-                    Err(e) => return e.kind(),
+                    Err(e) => return Some(e.kind()),
                 }
             }
         };
-        tokio::join!(push, pull).1
+        tokio::join!(push, pull)
     });
     eventually("the stream is spliced", || lab.pipes.stats().taken >= 1).await;
 
@@ -63,5 +70,10 @@ async fn what_outlasts_the_timeout_is_reset() {
     assert!(killed >= 2, "{killed}");
     assert!(lab.drain.tasks().is_empty(), "all noticed");
     assert_eq!(idle.read(&mut [0; 1]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert_eq!(streaming.await.unwrap(), ErrorKind::ConnectionReset);
+    // The kernel tells of a reset once: to whichever call comes first.
+    let (push, pull) = streaming.await.unwrap();
+    assert!(
+        push == ErrorKind::ConnectionReset || pull == Some(ErrorKind::ConnectionReset),
+        "{push:?} {pull:?}"
+    );
 }

@@ -70,7 +70,7 @@ async fn bytes_pass_unchanged_whatever_their_sizes() {
         let down = pattern(!round, ragged(&mut rng, 22));
         let (mut client_read, mut client_write) = client.split();
         let (mut backend_read, mut backend_write) = backend.split();
-        let ((), (), got_up, got_down) = timeout(Duration::from_secs(60), async {
+        let ((), (), got_up, got_down) = timeout(Duration::from_mins(1), async {
             tokio::join!(
                 send_raggedly(&mut client_write, &up, round),
                 send_raggedly(&mut backend_write, &down, round + 1),

@@ -143,7 +143,7 @@ async fn client_affinity_sticks_is_switched_live_and_moves_when_its_backend_fail
     let seen: HashSet<_> = [who_answers(&lab).await, who_answers(&lab).await, who_answers(&lab).await].into();
     assert_eq!(seen.len(), 3);
 
-    sticky.affinity = Some(Duration::from_secs(10_800));
+    sticky.affinity = Some(Duration::from_hours(3));
     lab.upstreams.apply(snapshot([sticky.clone()]));
     let first = who_answers(&lab).await;
     for _ in 0..15 {

@@ -131,13 +131,76 @@ fn settle(
     dst: &mut WriteHalf<'_>,
 ) -> Option<Flow> {
     match done {
-        // With both streams ended, closing the sockets says it all.
-        Ok(()) if opposite == Flow::Ended => Some(Flow::Ended),
+        // With both streams ended, closing the sockets says it all. And what comes after a failed write looks like
+        // the end of the stream, because the kernel tells of a reset only once: that must not be passed on as one.
+        Ok(()) if opposite != Flow::Open => Some(Flow::Ended),
         Ok(()) => match Pin::new(dst).poll_shutdown(cx) {
             Poll::Ready(Err(_)) => Some(Flow::Broken),
             Poll::Ready(Ok(())) | Poll::Pending => Some(Flow::Ended),
         },
         Err(Fault::Write) => Some(Flow::Broken),
         Err(Fault::Read) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::io::ErrorKind;
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::time::sleep;
+
+    use super::*;
+
+    /// Two ends of one connection.
+    async fn connection() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        (near.unwrap(), far.unwrap().0)
+    }
+
+    async fn run(mut relay: Relay) -> End {
+        let pipes = PipePool::new(4);
+        poll_fn(|cx| relay.poll(cx, &pipes)).await
+    }
+
+    /// The kernel tells of a reset only once. Here the relay hears of it when it writes, after which a read looks like
+    /// the end of the stream.
+    #[tokio::test]
+    async fn a_reset_learnt_by_writing_is_not_passed_on_as_an_end() {
+        let ((mut client, near_client), (mut backend, near_backend)) =
+            (connection().await, connection().await);
+        client.write_all(&[0; 1000]).await.unwrap();
+        backend.write_all(b"so far").await.unwrap();
+        sleep(Duration::from_millis(20)).await;
+        backend.set_zero_linger().unwrap();
+        drop(backend);
+        sleep(Duration::from_millis(20)).await;
+        assert_eq!(run(Relay::new(near_client, near_backend, Arc::default())).await, End::BackendReset);
+
+        let mut got = [0; 6];
+        client.read_exact(&mut got).await.unwrap();
+        assert_eq!(&got, b"so far", "what came before the reset is delivered");
+        assert_eq!(client.read(&mut got).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_breaks_while_its_bytes_are_stuck_ends_the_connection() {
+        let ((mut client, near_client), (mut backend, near_backend)) =
+            (connection().await, connection().await);
+        let relay = tokio::spawn(run(Relay::new(near_client, near_backend, Arc::default())));
+        let chunk = vec![0; 1 << 20];
+        while tokio::time::timeout(Duration::from_millis(200), client.write_all(&chunk)).await.is_ok() {}
+        client.set_zero_linger().unwrap();
+        drop(client);
+        sleep(Duration::from_millis(50)).await;
+        // The backend does not read, and what it says has no receiver any more.
+        backend.write_all(b"hello?").await.unwrap();
+        let end = tokio::time::timeout(Duration::from_secs(2), relay).await.unwrap().unwrap();
+        assert_eq!(end, End::ClientReset);
     }
 }
