@@ -172,8 +172,8 @@ pub(super) fn default_node_name() -> Option<(String, Origin)> {
 }
 
 /// Stands in for the node's name in commands that do not need one.
-pub(super) fn no_node_name() -> Option<(String, Origin)> {
-    Some(("unnamed".to_owned(), Origin::Default("stand-in")))
+pub(super) fn no_node_name() -> (String, Origin) {
+    ("unnamed".to_owned(), Origin::Default("stand-in"))
 }
 
 /// Whether a flag was typed on the command line.

@@ -142,7 +142,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> anyhow::Result<Invocat
         node_name: if cli.command.needs_node_name() {
             flags::default_node_name()
         } else {
-            flags::no_node_name()
+            Some(flags::no_node_name())
         },
     };
     Ok(Invocation { command: cli.command, context: Context { inputs, output, matches } })
