@@ -120,3 +120,6 @@ fn near<'a>(list: &[Judged<'_>], place: Place<'a>) -> Near<'a> {
         _ => Near::All,
     }
 }
+
+#[cfg(test)]
+mod tests;
