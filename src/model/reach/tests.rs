@@ -59,6 +59,7 @@ fn routed(nets: &[&str]) -> Local {
     Local { routed: nets.iter().map(|n| n.parse().unwrap()).collect(), ..Local::new("edge-a") }
 }
 
+#[allow(clippy::too_many_lines)] // one table
 fn cases() -> Vec<Case> {
     let ports = |value: Value| move |c: &mut Case| c.pod = Some(remote(&value));
     let no_port = || remote(&json!([{"containerPort": 8080}]));
@@ -109,7 +110,7 @@ fn cases() -> Vec<Case> {
         ),
         with(base("annotation", Ok("host-port 203.0.113.9:18080")), |c| c.nodes = override_ip("203.0.113.9")),
         with(base("dual annotation", Ok("host-port 203.0.113.9:18080")), |c| {
-            c.nodes = override_ip("fd00::9, 203.0.113.9")
+            c.nodes = override_ip("fd00::9, 203.0.113.9");
         }),
         with(base("bad annotation", Ok("host-port 192.168.77.2:18080")), |c| c.nodes = override_ip("oops")),
         with(base("no status.hostIP, but a Node", Ok("host-port 192.168.77.2:18080")), |c| {
@@ -126,7 +127,7 @@ fn cases() -> Vec<Case> {
             c.pod.as_mut().unwrap()["status"]["hostIPs"] = json!([{"ip": "fd00::2"}, {"ip": "192.168.77.9"}]);
         }),
         with(base("host port before a route", Ok("host-port 192.168.77.2:18080")), |c| {
-            c.local = routed(&["10.244.0.0/16"])
+            c.local = routed(&["10.244.0.0/16"]);
         }),
         // Pods without a host port.
         with(
@@ -192,10 +193,10 @@ fn cases() -> Vec<Case> {
             c.pod.as_mut().unwrap()["status"]["podIP"] = json!("10.244.2.99");
         }),
         with(base("no reference, found by address", Ok("host-port 192.168.77.2:18080")), |c| {
-            c.endpoint = endpoint(None, None)
+            c.endpoint = endpoint(None, None);
         }),
         with(base("no reference, wrong node", Ok("external 10.244.2.10:8080")), |c| {
-            c.endpoint = endpoint(None, Some("edge-c"))
+            c.endpoint = endpoint(None, Some("edge-c"));
         }),
         with(base("external", Ok("external 10.244.2.10:8080")), |c| {
             c.endpoint = endpoint(None, None);
@@ -203,23 +204,23 @@ fn cases() -> Vec<Case> {
         }),
         // Addresses that no endpoint may have.
         with(base("loopback", Err("a loopback address")), |c| {
-            c.endpoint = json!({"addresses": ["127.0.0.1"]})
+            c.endpoint = json!({"addresses": ["127.0.0.1"]});
         }),
         with(base("link-local", Err("a link-local address")), |c| {
-            c.endpoint = json!({"addresses": ["169.254.96.16"]})
+            c.endpoint = json!({"addresses": ["169.254.96.16"]});
         }),
         with(base("multicast", Err("a multicast address")), |c| {
-            c.endpoint = json!({"addresses": ["224.0.0.1"]})
+            c.endpoint = json!({"addresses": ["224.0.0.1"]});
         }),
         with(base("unspecified", Err("the unspecified address")), |c| {
-            c.endpoint = json!({"addresses": ["0.0.0.0"]})
+            c.endpoint = json!({"addresses": ["0.0.0.0"]});
         }),
         with(base("broadcast", Err("the broadcast address")), |c| {
-            c.endpoint = json!({"addresses": ["255.255.255.255"]})
+            c.endpoint = json!({"addresses": ["255.255.255.255"]});
         }),
         // Loops.
         with(base("its own ClusterIP", Err("would loop: 10.96.0.1 is the ClusterIP")), |c| {
-            c.endpoint = json!({"addresses": ["10.96.0.1"]})
+            c.endpoint = json!({"addresses": ["10.96.0.1"]});
         }),
         with(
             base("a captured range", Err("would loop: 10.99.0.1 is inside the captured range 10.96.0.0/12")),
@@ -242,7 +243,7 @@ fn cases() -> Vec<Case> {
             c.local.proxy_port = 15001;
         }),
         with(base("a host port that is a ClusterIP", Err("would loop")), |c| {
-            c.nodes = override_ip("10.96.0.1")
+            c.nodes = override_ip("10.96.0.1");
         }),
     ]
 }

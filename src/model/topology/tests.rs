@@ -1,5 +1,7 @@
 //! Conditions, hints and policies (sections 3 and 4 of the table of Service semantics).
 
+use std::fmt::Write as _;
+
 use serde_json::{Value, json};
 
 use super::super::testing::*;
@@ -48,7 +50,8 @@ fn outcome(spec: &Value, endpoints: &Value, zone: Option<&str>) -> String {
     }
     for gone in &set.excluded {
         let why = gone.why.to_string();
-        text += &format!(
+        let _ = write!(
+            text,
             " {}:{}",
             last(gone.backend.addr.0.ip()),
             why.split([' ', ',']).take(2).collect::<Vec<_>>().join("-")
@@ -57,13 +60,16 @@ fn outcome(spec: &Value, endpoints: &Value, zone: Option<&str>) -> String {
     text
 }
 
+/// What it is about, the Service's spec, its endpoints, this node's zone, the outcome.
+type Case<'a> = (&'a str, &'a Value, Vec<Row<'a>>, Option<&'a str>, &'a str);
+
 #[test]
+#[allow(clippy::too_many_lines)] // one table
 fn endpoints_are_chosen_by_conditions_hints_and_policy() {
     let cluster = json!({});
     let local = json!({"internalTrafficPolicy": "Local"});
     let (a, b) = ("edge-a", "edge-b");
-    // (what, spec, endpoints, zone of this node, outcome)
-    let cases: Vec<(&str, &Value, Vec<Row<'_>>, Option<&str>, &str)> = vec![
+    let cases: Vec<Case<'_>> = vec![
         ("all ready", &cluster, vec![(a, &[], &[], READY), (b, &[], &[], READY)], None, "12"),
         ("E1 nil is ready", &cluster, vec![(b, &[], &[], (None, None, None))], None, "1"),
         ("not ready", &cluster, vec![(a, &[], &[], NOT), (b, &[], &[], READY)], None, "2 1:not-ready"),
