@@ -51,7 +51,7 @@ pub(super) struct Sources<'a> {
     pub(super) id: &'a ServiceId,
     pub(super) service: &'a Service,
     /// Its slices, by name.
-    pub(super) slices: &'a [Box<EndpointSlice>],
+    pub(super) slices: &'a [EndpointSlice],
     pub(super) endpoints: Option<&'a Endpoints>,
     pub(super) rule: Option<&'a DestinationRule>,
 }
@@ -67,7 +67,7 @@ pub(super) struct Built {
     pub(super) warnings: Vec<String>,
 }
 
-/// The ClusterIPs that clients of a Service use; an ExternalName has none, whatever lingers in its spec.
+/// The `ClusterIPs` that clients of a Service use; an `ExternalName` has none, whatever lingers in its spec.
 pub(super) fn cluster_ips(service: &Service) -> &[IpAddr] {
     if service.external_name { &[] } else { &service.cluster_ips }
 }
@@ -87,7 +87,7 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
         return out;
     }
     let policy = traffic::policy(from.service, from.rule, &mut out.warnings);
-    for port in from.service.ports.iter() {
+    for port in &from.service.ports {
         if port.protocol == slim::Protocol::Sctp {
             out.warnings.push(format!(
                 "Service {}: SCTP is not intercepted; port {} is left alone",

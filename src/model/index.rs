@@ -111,6 +111,11 @@ impl Pods {
         Some(pod)
     }
 
+    /// Makes the table of addresses, if it is not there.
+    pub(super) fn index_addresses(&self) {
+        self.by_ip.get_or_init(|| self.names(ip_keys));
+    }
+
     /// The Pods of `namespace` that have the address `ip`.
     pub(super) fn with_ip<'a>(&'a self, namespace: &'a str, ip: IpAddr) -> impl Iterator<Item = &'a Pod> {
         let index = self.by_ip.get_or_init(|| self.names(ip_keys));

@@ -1,7 +1,7 @@
 //! Which address ranges to capture, when nobody has said which the cluster's Service range is.
 //!
 //! A range costs a fixed number of rules however many services it holds, and refuses what is not served; but one
-//! that is too wide cuts the node off from real hosts. So: as narrow as the ClusterIPs seen allow, never over
+//! that is too wide cuts the node off from real hosts. So: as narrow as the `ClusterIPs` seen allow, never over
 //! anything that the node has a use for, and never shrinking while the agent runs.
 
 use std::collections::BTreeSet;
@@ -156,7 +156,8 @@ mod tests {
     #[test]
     fn ranges_are_found_as_documented() {
         // (vips, previous, forbidden, want)
-        let cases: &[(&[&str], &[&str], &[&str], &[&str])] = &[
+        type Texts = &'static [&'static str];
+        let cases: &[(Texts, Texts, Texts, Texts)] = &[
             (&[], &[], &[], &[]),
             (&["10.96.191.183"], &[], &[], &["10.96.191.0/24"]),
             (&["10.96.0.1", "10.96.191.183"], &[], &[], &["10.96.0.0/16"]),

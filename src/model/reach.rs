@@ -188,3 +188,6 @@ fn host_address(pod: &Pod, node: Option<&Node>, like: IpAddr) -> Option<IpAddr> 
 fn override_of(node: &Node, like: IpAddr) -> Option<IpAddr> {
     node.host_ip_override.iter().filter_map(Address::ip).find(|ip| ip.is_ipv4() == like.is_ipv4())
 }
+
+#[cfg(test)]
+mod tests;

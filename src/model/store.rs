@@ -34,7 +34,7 @@ pub struct Store {
     names: Interner,
     dirty: BTreeSet<u32>,
     all_dirty: bool,
-    /// Nodes, ServiceCIDRs or orphans have changed.
+    /// Nodes, `ServiceCIDRs` or orphans have changed.
     general_dirty: bool,
     warnings: BTreeMap<String, Vec<String>>,
     contested: BTreeMap<IpAddr, String>,
@@ -47,7 +47,7 @@ struct Slot {
     id: Option<ServiceId>,
     service: Option<Box<Service>>,
     /// By name.
-    slices: Vec<Box<EndpointSlice>>,
+    slices: Vec<EndpointSlice>,
     endpoints: Option<Box<Endpoints>>,
     rule: Option<Box<DestinationRule>>,
     /// What the snapshot holds of it.
@@ -122,6 +122,8 @@ impl Store {
         for object in objects {
             self.upsert(object);
         }
+        // Now, while everything is being built anyway, rather than under the first change that asks.
+        self.pods.index_addresses();
     }
 
     /// Adds or changes one object. An equal one changes nothing.
@@ -133,7 +135,7 @@ impl Store {
                     self.dirty.insert(slot);
                 }
             }
-            Object::EndpointSlice(slice) => self.upsert_slice(slice),
+            Object::EndpointSlice(slice) => self.upsert_slice(*slice),
             Object::Endpoints(mut endpoints) => {
                 endpoints.subsets.iter_mut().for_each(|s| share_endpoints(&mut self.names, &mut s.endpoints));
                 let slot = self.slot(&endpoints.namespace, &endpoints.name);
@@ -216,7 +218,7 @@ impl Store {
         number
     }
 
-    fn upsert_slice(&mut self, mut slice: Box<EndpointSlice>) {
+    fn upsert_slice(&mut self, mut slice: EndpointSlice) {
         let key = (slice.namespace.clone(), slice.name.clone());
         let Some(service) = slice.service.clone() else {
             self.delete_slice(&key.0, &key.1);

@@ -103,6 +103,9 @@ pub(super) fn choose(mut list: Vec<Judged<'_>>, place: Place<'_>) -> BackendSet 
     // All the near ones are out of reach: the reserve is all there is.
     let preferred = if first.is_empty() { reserve.len() } else { first.len() };
     first.append(&mut reserve);
+    // Snapshots live long, and there may be many thousand sets.
+    first.shrink_to_fit();
+    excluded.shrink_to_fit();
     BackendSet { eligible: first, preferred, excluded }
 }
 
@@ -120,3 +123,6 @@ fn near<'a>(list: &[Judged<'_>], place: Place<'a>) -> Near<'a> {
         _ => Near::All,
     }
 }
+
+#[cfg(test)]
+mod tests;

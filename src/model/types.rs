@@ -309,7 +309,7 @@ impl ServicePort {
 /// A Service that this node does not intercept, and why.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NotProxied {
-    /// Its ClusterIPs; they are left alone even inside a captured range.
+    /// Its `ClusterIPs`; they are left alone even inside a captured range.
     pub cluster_ips: Vec<IpAddr>,
     /// Why, in words.
     pub why: String,
@@ -326,9 +326,9 @@ pub struct Snapshot {
     pub ports: OrdMap<PortId, Arc<ServicePort>>,
     /// Services with a ClusterIP that are left alone (opted out, `default/kubernetes`, SCTP only).
     pub not_proxied: OrdMap<ServiceId, NotProxied>,
-    /// Every Service name known, with its ClusterIPs (empty for headless ones), for `resolve` and later DNS.
+    /// Every Service name known, with its `ClusterIPs` (empty for headless ones), for `resolve` and later DNS.
     pub services: OrdMap<ServiceId, Arc<[IpAddr]>>,
-    /// Ranges named by ServiceCIDR objects, if there are any.
+    /// Ranges named by `ServiceCIDR` objects, if there are any.
     pub service_cidrs: Vec<IpNet>,
     /// The address each Node's host ports are dialled at; captured ranges must not cover these.
     pub node_ips: Vec<IpAddr>,

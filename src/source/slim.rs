@@ -42,7 +42,7 @@ pub enum Kind {
     Namespace,
     /// `networking.istio.io`, any version, DestinationRule.
     DestinationRule,
-    /// `networking.k8s.io` ServiceCIDR.
+    /// `networking.k8s.io` `ServiceCIDR`.
     ServiceCidr,
 }
 
@@ -102,7 +102,7 @@ pub enum Object {
     Namespace(Box<Namespace>),
     /// A DestinationRule.
     DestinationRule(Box<DestinationRule>),
-    /// A ServiceCIDR.
+    /// A `ServiceCIDR`.
     ServiceCidr(Box<ServiceCidr>),
 }
 

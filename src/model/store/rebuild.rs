@@ -43,7 +43,7 @@ impl Store {
         self.snapshot.clone()
     }
 
-    /// Brings the table of ClusterIPs up to date with the dirty services, before any of them is built: an endpoint
+    /// Brings the table of `ClusterIPs` up to date with the dirty services, before any of them is built: an endpoint
     /// that is some Service's ClusterIP must be seen whatever the order. Gives back the addresses touched.
     fn update_claims(&mut self) -> BTreeSet<IpAddr> {
         let mut touched = BTreeSet::new();
@@ -117,7 +117,7 @@ impl Store {
             self.slots[number as usize] = Slot::default();
             self.free.push(number);
         }
-        self.warn(format!("Service {id}"), built.warnings)
+        self.warn(format!("Service {id}"), &built.warnings)
     }
 
     fn build(&self, number: u32) -> Built {
@@ -228,15 +228,15 @@ impl Store {
             format!("EndpointSlice {namespace}/{name} has no label kubernetes.io/service-name; passed over")
         }));
         warnings.sort_unstable();
-        self.warn(String::new(), warnings);
+        self.warn(String::new(), &warnings);
     }
 
     /// Puts `warnings` in the place of those that `of` had before; says whether that changed anything.
-    fn warn(&mut self, of: String, warnings: Vec<String>) -> bool {
+    fn warn(&mut self, of: String, warnings: &[String]) -> bool {
         if warnings.is_empty() {
             return self.warnings.remove(&of).is_some();
         }
-        self.warnings.insert(of, warnings.clone()).as_ref() != Some(&warnings)
+        self.warnings.insert(of, warnings.to_vec()).as_deref() != Some(warnings)
     }
 
     fn all_warnings(&self) -> Vec<String> {

@@ -461,7 +461,7 @@ fn settings_come_from_annotation_rule_and_spec() {
     let got = store.snapshot();
     let http = port(&got, "web", "http-0");
     assert_eq!(http.policy, Policy::RoundRobin);
-    assert_eq!((http.affinity, http.local_only), (Some(Duration::from_secs(10_800)), true));
+    assert_eq!((http.affinity, http.local_only), (Some(Duration::from_hours(3)), true));
     assert_eq!(http.connect_timeout, Some(Duration::from_millis(300)));
     assert_eq!((http.outlier.consecutive_errors, http.outlier.max_ejection_percent), (Some(3), Some(50)));
     assert_eq!(http.outlier.base_ejection_time, Some(Duration::from_secs(10)));

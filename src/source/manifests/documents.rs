@@ -1,7 +1,8 @@
 //! A manifest file's text → objects.
 //!
 //! Each document is read twice: once for its kind alone, which may stand at its end, and once as that kind. So
-//! documents of other kinds are passed over whatever they hold, and a fault always has its line.
+//! documents of other kinds are passed over whatever they hold, and a fault always has its line. Where the kind can
+//! be seen without parsing, as it nearly always can, the first reading is saved.
 
 mod shape;
 mod split;
@@ -39,9 +40,9 @@ pub(super) fn read(text: &str, json: bool) -> Result<Found, Fault> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut found = Found::default();
     if json {
-        read_json(text, &mut found)?
+        read_json(text, &mut found)?;
     } else {
-        read_yaml(text, &mut found)?
+        read_yaml(text, &mut found)?;
     }
     Ok(found)
 }
@@ -61,10 +62,14 @@ fn read_yaml(text: &str, found: &mut Found) -> Result<(), Fault> {
             };
             Fault { document: doc.number, line, what: what.replace('\n', " ") }
         };
-        let shape = serde_saphyr::with_deserializer_from_str_with_options(doc.text, options(), |from| {
-            Shape::deserialize(from)
-        })
-        .map_err(|e| fault(&e))?;
+        let shape = match doc.sniff() {
+            // The items of a list need a look at each.
+            Some((version, kind)) if !kind.ends_with("List") => Shape::plain(version, kind),
+            _ => serde_saphyr::with_deserializer_from_str_with_options(doc.text, options(), |from| {
+                Shape::deserialize(from)
+            })
+            .map_err(|e| fault(&e))?,
+        };
         let here = |what| Fault { document: doc.number, line: doc.first_content(), what };
         let Some(plan) = Plan::of(&shape, None, &mut found.warnings).map_err(here)? else { continue };
         let mut objects = Vec::new();

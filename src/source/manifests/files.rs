@@ -87,7 +87,7 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<String, Fault> {
     }
     String::from_utf8(bytes).map_err(|e| {
         let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
-        let line = good.iter().filter(|b| **b == b'\n').count() + 1;
+        let line = good.split(|b| *b == b'\n').count();
         Fault::NotUtf8 { path: path.to_owned(), line }
     })
 }

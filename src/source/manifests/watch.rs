@@ -174,7 +174,7 @@ impl State {
 }
 
 /// The inotify watches: on the path's folder (a file may be replaced by renaming another one over it, and a
-/// ConfigMap volume swaps its `..data` link there), and on the path itself if that is a folder.
+/// `ConfigMap` volume swaps its `..data` link there), and on the path itself if that is a folder.
 struct Eyes {
     watcher: Option<RecommendedWatcher>,
     /// What is watched: path, device and inode. A folder made anew under the old name needs a new watch.
@@ -224,7 +224,7 @@ impl Eyes {
 }
 
 /// Whether an event is about our file or folder. Reading is no change (it would wake us by our own doing), and
-/// neighbours in the same folder are no business of ours, apart from the `..data` of a ConfigMap volume.
+/// neighbours in the same folder are no business of ours, apart from the `..data` of a `ConfigMap` volume.
 fn concerns(event: &Event, ours: &Path) -> bool {
     let reading = match event.kind {
         EventKind::Access(kind) => kind != AccessKind::Close(AccessMode::Write),

@@ -35,13 +35,12 @@ pub fn parse_ip(text: &str) -> Option<IpAddr> {
     if let Some(v4) = parse_v4(text) {
         return Some(IpAddr::V4(v4));
     }
-    let v6: Ipv6Addr = match text.parse() {
-        Ok(v6) => v6,
+    let v6: Ipv6Addr = if let Ok(v6) = text.parse() {
+        v6
+    } else {
         // Only the dotted tail can be sloppy: put the strict form in its place.
-        Err(_) => {
-            let (head, tail) = text.rsplit_once(':')?;
-            format!("{head}:{}", parse_v4(tail)?).parse().ok()?
-        }
+        let (head, tail) = text.rsplit_once(':')?;
+        format!("{head}:{}", parse_v4(tail)?).parse().ok()?
     };
     Some(IpAddr::V6(v6).to_canonical())
 }

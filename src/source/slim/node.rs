@@ -1,4 +1,4 @@
-//! The kinds without a namespace: Node, Namespace and ServiceCIDR.
+//! The kinds without a namespace: Node, Namespace and `ServiceCIDR`.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub struct Namespace {
     pub name: Arc<str>,
 }
 
-/// A ServiceCIDR.
+/// A `ServiceCIDR`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ServiceCidr {
     /// The name.

@@ -18,11 +18,11 @@ pub struct Service {
     pub namespace: Arc<str>,
     /// The name.
     pub name: Arc<str>,
-    /// Its ClusterIPs, the primary one first; empty for headless, ExternalName and not yet allocated ones.
+    /// Its `ClusterIPs`, the primary one first; empty for headless, `ExternalName` and not yet allocated ones.
     pub cluster_ips: Box<[IpAddr]>,
     /// `clusterIP: None`.
     pub headless: bool,
-    /// `type: ExternalName`; the ClusterIPs play no part then.
+    /// `type: ExternalName`; the `ClusterIPs` play no part then.
     pub external_name: bool,
     /// The ports.
     pub ports: Box<[ServicePort]>,

@@ -15,6 +15,14 @@ pub(super) struct Shape {
     pub(super) items: Vec<Shape>,
 }
 
+impl Shape {
+    /// An object that is no list.
+    pub(super) fn plain(api_version: &str, kind: &str) -> Self {
+        let (api_version, kind) = (Some(api_version.to_owned()), Some(kind.to_owned()));
+        Self { is_map: true, api_version, kind, ..Self::default() }
+    }
+}
+
 struct ShapeVisitor;
 
 impl<'de> Visitor<'de> for ShapeVisitor {

@@ -17,6 +17,30 @@ impl Doc<'_> {
     }
 }
 
+impl<'a> Doc<'a> {
+    /// `apiVersion` and `kind`, where they can be told without a parser: plain words on lines of their own at the
+    /// left margin, each once, as all tools write them. `None` where the parser must decide. The document is parsed
+    /// as what is found here, so that a wrong guess can only fail.
+    pub(super) fn sniff(&self) -> Option<(&'a str, &'a str)> {
+        let (mut version, mut kind) = (None, None);
+        for line in self.text.lines() {
+            let slot = match line.split_once(':') {
+                Some(("apiVersion", value)) => Some((&mut version, value)),
+                Some(("kind", value)) => Some((&mut kind, value)),
+                _ => None,
+            };
+            let Some((slot, value)) = slot else { continue };
+            let word = value.strip_prefix(' ')?.trim();
+            let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'/');
+            let letter = word.bytes().next().is_some_and(|b| b.is_ascii_alphabetic());
+            if !letter || !word.bytes().all(plain) || slot.replace(word).is_some() {
+                return None;
+            }
+        }
+        version.zip(kind)
+    }
+}
+
 /// A line that is no part of a document's content: blank, a comment, a directive or a bare marker.
 fn is_filler(line: &str) -> bool {
     let rest = line.strip_prefix("---").unwrap_or(line).trim();

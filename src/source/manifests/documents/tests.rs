@@ -1,3 +1,6 @@
+use std::fmt::Write as _;
+
+use super::split::Doc;
 use super::*;
 
 const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n";
@@ -32,6 +35,26 @@ fn documents_are_taken_apart_and_counted() {
     for (text, want) in cases {
         let got: Vec<_> = split(text).iter().map(|d| (d.number, d.line)).collect();
         assert_eq!(&got[..], *want, "{text:?}");
+    }
+}
+
+#[test]
+fn the_kind_is_seen_without_parsing_where_that_is_safe() {
+    let cases = [
+        ("apiVersion: v1\nkind: Service\n", Some(("v1", "Service"))),
+        ("---\nspec:\n  kind: No\nkind: Pod  \napiVersion: apps/v1\r\n", Some(("apps/v1", "Pod"))),
+        ("apiVersion: v1\nkind: \"Service\"\n", None),
+        ("apiVersion: v1\nkind: Service # why\n", None),
+        ("apiVersion: v1\nkind: &a Service\n", None),
+        ("apiVersion: v1\nkind: 5\n", None),
+        ("apiVersion: v1\nkind: Service\nkind: Pod\n", None),
+        ("apiVersion: v1\nkind:\n  Service\n", None),
+        ("apiVersion: v1\n", None),
+        ("{apiVersion: v1, kind: Service}", None),
+    ];
+    for (text, want) in cases {
+        let doc = Doc { number: 1, line: 1, text };
+        assert_eq!(doc.sniff(), want, "{text:?}");
     }
 }
 
@@ -149,7 +172,7 @@ fn bombs_are_defused() {
     let mut laughs = String::from("a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n");
     for n in 1..12 {
         let before = format!("*a{}", n - 1);
-        laughs += &format!("a{n}: &a{n} [{}]\n", [before.as_str(); 10].join(", "));
+        let _ = writeln!(laughs, "a{n}: &a{n} [{}]", [before.as_str(); 10].join(", "));
     }
     let text = format!("{laughs}apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\n");
     let started = std::time::Instant::now();
