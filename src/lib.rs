@@ -5,25 +5,25 @@
 //! parts and only `cli` and the tests import it. `tests/layout.rs` holds the source to this table.
 #![forbid(unsafe_code)]
 
-/// Composition root: binds everything, wires it, and hands back a handle to the running agent.
+// Composition root: binds everything, wires it, and hands back a handle to the running agent.
 pub mod app;
-/// Choice of a backend: policies, health and ejection.
+// Choice of a backend: policies, health and ejection.
 pub mod balance;
-/// The commands, one file each.
+// The commands, one file each.
 pub mod cli;
-/// What the user configured, validated and immutable.
+// What the user configured, validated and immutable.
 pub mod config;
-/// Starting, draining and ending of tasks.
+// Starting, draining and ending of tasks.
 pub mod life;
-/// Services, backends and how each is reached: pure, no I/O.
+// Services, backends and how each is reached: pure, no I/O.
 pub mod model;
-/// Sockets: builders, options, original destination.
+// Sockets: builders, options, original destination.
 pub mod net;
-/// Logs, metrics and the admin endpoint.
+// Logs, metrics and the admin endpoint.
 pub mod obs;
-/// The data plane: accept, route, dial, relay.
+// The data plane: accept, route, dial, relay.
 pub mod proxy;
-/// Packet-filter rules, routes and sets on the node.
+// Packet-filter rules, routes and sets on the node.
 pub mod rules;
-/// Where Kubernetes objects come from.
+// Where Kubernetes objects come from.
 pub mod source;

@@ -1,5 +1,7 @@
 //! Holds the source tree to the picture in ARCHITECTURE.md: which module may use which, and how long a file may be.
 
+#![allow(clippy::unwrap_used, reason = "a test's helpers fail as the test does")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -117,6 +119,9 @@ fn files_stay_short() {
     let mut faults = Vec::new();
     let mut lengths = Vec::new();
     for (module, path, text) in all() {
+        if path.file_name().is_some_and(|name| name == "tests.rs") {
+            continue;
+        }
         let lines = code(&text).len();
         lengths.push(lines);
         let most = if module == "main" { MAX_MAIN_LINES } else { MAX_LINES };

@@ -323,4 +323,6 @@ fn share_endpoints(names: &mut Interner, endpoints: &mut [slim::Endpoint]) {
 }
 
 #[cfg(test)]
+mod properties;
+#[cfg(test)]
 mod tests;

@@ -154,7 +154,7 @@ impl Shared {
     }
 
     async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let mut response = if let Err((code, why)) = self.admit(&request) {
+        let mut response = if let Err((code, why)) = Self::admit(&request) {
             fault(code, why)
         } else {
             self.route(&request).await
@@ -169,7 +169,7 @@ impl Shared {
     }
 
     /// Turns away what may not be answered, whatever it asks for.
-    fn admit<B>(&self, request: &Request<B>) -> Result<(), (StatusCode, &'static str)> {
+    fn admit<B>(request: &Request<B>) -> Result<(), (StatusCode, &'static str)> {
         // A web page whose name has been rebound to this address sends that name: a browser on this machine must not
         // read the cluster's layout out to it.
         let named = request.headers().get_all(header::HOST).iter().map(HeaderValue::to_str);
