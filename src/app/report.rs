@@ -136,7 +136,6 @@ fn service(view: &PortView) -> ServiceReport {
     let mut backends: Vec<BackendReport> = [&port.v4, &port.v6]
         .into_iter()
         .flat_map(|set| explain::backend_reports(port, set, &known))
-        .map(|report| BackendReport { eligible: None, ..report })
         .collect();
     let draining = view.backends.iter().filter(|known| known.state == BackendState::Draining);
     backends.extend(draining.map(|known| {
@@ -152,7 +151,7 @@ fn service(view: &PortView) -> ServiceReport {
             active_connections: u64::from(known.active),
             connections_total: known.connections,
             failures_total: known.failures,
-            eligible: None,
+            eligible: Some(false),
         }
     }));
     ServiceReport {

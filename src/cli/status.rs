@@ -177,7 +177,7 @@ fn port_name(service: &ServiceReport) -> String {
 }
 
 fn ready_count(backends: &[BackendReport]) -> String {
-    let ready = backends.iter().filter(|b| b.state == "ready").count();
+    let ready = backends.iter().filter(|b| b.state == "ready" && b.eligible != Some(false)).count();
     format!("{ready}/{} ready", backends.len())
 }
 

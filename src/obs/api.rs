@@ -163,7 +163,7 @@ pub struct BackendReport {
     pub connections_total: u64,
     /// Failed dials since start.
     pub failures_total: u64,
-    /// Only in `resolve`: whether it may be picked.
+    /// Whether it may be picked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eligible: Option<bool>,
 }
