@@ -1,6 +1,7 @@
 //! The live sources against a scripted API server: what they tell must be the truth, at every moment.
 //!
 //! In process, on loopback, without root.
+#![allow(clippy::unwrap_used, reason = "a test ends where its set-up does")]
 
 mod apiserver;
 
@@ -45,8 +46,8 @@ fn quick() -> Timing {
         backoff_most: Duration::from_millis(400),
         steady: Duration::from_millis(200),
         relist: Duration::from_millis(700),
-        hold: Duration::from_millis(1000),
-        hold_all: Duration::from_millis(3000),
+        hold: Duration::from_secs(1),
+        hold_all: Duration::from_secs(3),
         absent: Duration::from_secs(1),
         ..Timing::kubernetes()
     }
@@ -273,6 +274,23 @@ async fn nothing_is_told_before_everything_is_listed_and_then_all_at_once() {
 }
 
 #[tokio::test]
+async fn kinds_that_are_not_essential_hold_the_first_state_up_for_a_moment_only() {
+    let server = ApiServer::start(Personality::Kubernetes).await;
+    fill(&server);
+    server.mood("servicecidrs", Mood::Status(500, None));
+    server.mood("destinationrules", Mood::Silent);
+    let mut mirror = Mirror::of(
+        kubernetes(&server).await.with_timing(Timing { grace: Duration::from_millis(300), ..quick() }),
+    );
+    mirror.until("the first state", |m| m.replaces == 1).await;
+    assert!(mirror.has("web") && !mirror.has("kubernetes"));
+    server.mood("*", Mood::Well);
+    server.mood("servicecidrs", Mood::Well);
+    mirror.equal_to(&server).await;
+    mirror.end().await;
+}
+
+#[tokio::test]
 async fn a_list_that_expires_between_two_pages_is_read_in_one_piece() {
     let server = ApiServer::start(Personality::Kubernetes).await;
     fill(&server);
@@ -346,9 +364,9 @@ async fn a_watch_that_ends_is_taken_up_without_a_new_list() {
     for round in 0..4 {
         all_watched(&server).await;
         if round % 2 == 0 {
-            server.end_watches()
+            server.end_watches();
         } else {
-            server.cut()
+            server.cut();
         }
         server.set("services", service("web", &format!("10.96.1.{round}")));
         server.delete("pods", "shop", "web-0");
@@ -407,7 +425,7 @@ async fn every_fault_before_the_first_list_is_told_in_one_line_and_heals() {
         assert!(!message.contains('\n') && mirror.told.is_empty() && mirror.state() == SourceState::Error);
         server.mood("*", Mood::Well);
         mirror.synced().await;
-        assert_eq!(mirror.message(), "");
+        mirror.until("an empty message", |m| m.message().is_empty()).await;
         mirror.end().await;
     }
 }
@@ -784,7 +802,7 @@ async fn a_node_that_starts_offline_serves_what_it_last_knew() {
     // The server comes back with another truth.
     server.delete("services", "shop", "web");
     server.mood("*", Mood::Well);
-    mirror.synced().await;
+    mirror.until("the server's state", |m| m.replaces == 2 && m.state() == SourceState::Synced).await;
     assert_eq!(mirror.told, ["=", "="]);
     assert_eq!(mirror.objects, truth(&server));
     mirror.end().await;
@@ -883,12 +901,16 @@ async fn random_walk<S: Source, F: Future<Output = S>>(
             0..=3 => {
                 drop(server.set("services", service(&name, &format!("10.96.{}.{number}", random.u8(1..4)))))
             }
-            4..=6 => drop(server.set("endpointslices", slice(&name, &[&ip]))),
+            4..=6 => {
+                server.set("endpointslices", slice(&name, &[&ip]));
+            }
             7..=9 => {
                 let phase = if random.bool() { "Running" } else { "Failed" };
                 server.set("pods", pod(&name, &ip, phase));
             }
-            10 => drop(server.set("nodes", node(&name))),
+            10 => {
+                server.set("nodes", node(&name));
+            }
             11..=12 => server.delete("services", "shop", &name),
             13..=14 => server.delete("endpointslices", "shop", &format!("{name}-x")),
             15 => server.delete("pods", "shop", &name),

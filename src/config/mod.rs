@@ -56,7 +56,7 @@ pub struct Credentials {
     pub cert_file: Option<PathBuf>,
     /// PEM key of the client certificate (`tlsKeyFile`).
     pub key_file: Option<PathBuf>,
-    /// A bearer token, read again every minute (`tokenFile`).
+    /// A bearer token, read again for each request (`tokenFile`).
     pub token_file: Option<PathBuf>,
 }
 

@@ -42,6 +42,8 @@ pub struct Timing {
     pub backoff_most: Duration,
     /// A watch that lived this long was a good one.
     pub steady: Duration,
+    /// How long the first state waits for kinds that are not essential, once the others are there.
+    pub grace: Duration,
     /// How often a kind that the server does not have is asked for again.
     pub absent: Duration,
     /// `MetaServer`: a fresh list after this time, whatever the watch says.
@@ -63,6 +65,7 @@ impl Timing {
             backoff_first: Duration::from_secs(1),
             backoff_most: Duration::from_secs(30),
             steady: Duration::from_secs(5),
+            grace: Duration::from_secs(5),
             absent: Duration::from_mins(10),
             relist: Duration::from_mins(3),
             hold: Duration::from_secs(200),
@@ -175,7 +178,7 @@ impl Follower {
             match self.list().await {
                 Ok(version) => self.watch_on(version, &mut backoff).await,
                 Err(fault) if self.resource.need != Need::Required && fault.is_absence() => {
-                    self.absent(&fault).await
+                    self.absent(&fault).await;
                 }
                 Err(fault) => self.failed("list", &fault, &mut backoff).await,
             }

@@ -4,10 +4,12 @@
 //! into a stream of bytes or a [`Fault`].
 
 use std::error::Error;
+use std::fmt::Display;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use http::HeaderValue;
 use http_body_util::BodyExt;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -55,7 +57,11 @@ pub(super) struct ApiClient {
 }
 
 #[derive(Clone)]
-struct Client(kube::Client);
+struct Client {
+    kube: kube::Client,
+    /// Read for each request: requests are rare, and the kubelet turns tokens at any time.
+    token_file: Option<PathBuf>,
+}
 
 impl std::fmt::Debug for Client {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -91,25 +97,30 @@ impl ApiClient {
         *self.client.lock().await = None;
     }
 
-    async fn client(&self) -> Result<kube::Client, Fault> {
+    async fn client(&self) -> Result<Client, Fault> {
         let mut slot = self.client.lock().await;
-        if let Some(Client(client)) = &*slot {
+        if let Some(client) = &*slot {
             return Ok(client.clone());
         }
-        let client = build(load(&self.origin).await?).await?;
-        *slot = Some(Client(client.clone()));
-        Ok(client)
+        let mut config = load(&self.origin).await?;
+        // A token in the file itself comes first, as in client-go.
+        let token_file = config.auth_info.token_file.take().filter(|_| config.auth_info.token.is_none());
+        let client = Client { kube: build(config).await?, token_file: token_file.map(PathBuf::from) };
+        Ok(slot.insert(client).clone())
     }
 
     /// Sends `GET path` and waits up to `patience` for the head of a successful answer.
     pub(super) async fn get(&self, path: &str, patience: Duration) -> Result<Answer, Fault> {
         let client = self.client().await?;
-        let request = http::Request::get(path)
+        let mut request = http::Request::get(path)
             .header(http::header::ACCEPT, "application/json")
             .header(http::header::USER_AGENT, USER_AGENT)
             .body(Body::empty())
             .map_err(|e| Fault::Setup(format!("cannot ask for {path}: {e}")))?;
-        let response = match timeout(patience, client.send(request)).await {
+        if let Some(file) = &client.token_file {
+            request.headers_mut().insert(http::header::AUTHORIZATION, bearer(file)?);
+        }
+        let response = match timeout(patience, client.kube.send(request)).await {
             Err(_) => return Err(Fault::Timeout(patience)),
             Ok(Err(e)) => return Err(network_fault(&e)),
             Ok(Ok(response)) => response,
@@ -190,6 +201,14 @@ fn hints(origin: &Origin) -> Hints {
             ca: "`source.metaserver.tlsCaFile`".to_owned(),
         },
     }
+}
+
+fn bearer(file: &Path) -> Result<HeaderValue, Fault> {
+    let bad = |why: &dyn Display| Fault::Setup(format!("cannot use the token in {}: {why}", file.display()));
+    let token = std::fs::read_to_string(file).map_err(|e| bad(&e))?;
+    let mut value = HeaderValue::try_from(format!("Bearer {}", token.trim())).map_err(|e| bad(&e))?;
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 async fn load(origin: &Origin) -> Result<kube::Config, Fault> {
@@ -304,7 +323,8 @@ fn network_fault(error: &kube::Error) -> Fault {
         Some(io::ErrorKind::ConnectionRefused) => Fault::Refused,
         Some(io::ErrorKind::TimedOut) => Fault::Timeout(CONNECT_TIMEOUT),
         _ if text.contains("corrupt message") => Fault::Tls("the server does not speak TLS".to_owned()),
-        _ if text.contains("UnknownIssuer") => {
+        // `BadSignature`: an authority of the same name with another key, as after the cluster was set up anew.
+        _ if text.contains("UnknownIssuer") || text.contains("BadSignature") => {
             Fault::Tls("the server's certificate is signed by an authority that is not trusted".to_owned())
         }
         _ if text.contains("certificate") || text.contains("fatal alert") => Fault::Tls(text),

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
+use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
 use super::follow::{Follower, Need, News, Resource, Timing};
@@ -86,6 +87,8 @@ impl Live {
             lanes.push(lane);
         }
         let mut gate = Gate::new(known);
+        // Kinds that we can do without hold the first state up for a moment only.
+        let mut opens_at = None;
         let mut log = Log::new();
         let mut report = |lanes: &[Lane], open: bool| {
             let status = self.status(lanes, open);
@@ -94,8 +97,18 @@ impl Live {
         };
         report(&lanes, false);
         loop {
+            let grace = opens_at.filter(|_| !gate.is_open());
             let (number, news) = tokio::select! {
                 () = stop.cancelled() => return Ok(()),
+                () = sleep_until(grace.unwrap_or_else(tokio::time::Instant::now)), if grace.is_some() => {
+                    if let Some(all) = gate.open()
+                        && sink.updates.send(all).await.is_err()
+                    {
+                        return Ok(());
+                    }
+                    report(&lanes, true);
+                    continue;
+                }
                 // Followers end only when nobody listens.
                 Some(()) = following.next() => continue,
                 Some(news) = news.recv() => news,
@@ -125,11 +138,16 @@ impl Live {
                             }
                         }
                     }
-                    if lanes.iter().all(|l| l.ready || l.dormant) {
-                        out = gate.open();
-                    }
                     told = true;
                 }
+            }
+            let due = |l: &Lane| !l.ready && !l.dormant;
+            if gate.is_open() || lanes.iter().any(|l| due(l) && l.resource.need != Need::Optional) {
+                // Nothing to decide.
+            } else if lanes.iter().any(due) {
+                opens_at.get_or_insert_with(|| tokio::time::Instant::now() + self.timing.grace);
+            } else {
+                out = gate.open();
             }
             if let Some(update) = out
                 && sink.updates.send(update).await.is_err()
@@ -197,7 +215,6 @@ impl Lane {
                 false
             }
             News::Failed(line) => {
-                self.ready |= self.resource.need == Need::Optional;
                 self.failed = Some(line);
                 false
             }

@@ -9,7 +9,7 @@ mod tls;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
@@ -47,7 +47,6 @@ pub(crate) enum Personality {
 /// One request as it came in.
 #[derive(Clone, Debug)]
 pub(crate) struct Asked {
-    pub(crate) at: Instant,
     pub(crate) resource: String,
     pub(crate) watch: bool,
     pub(crate) query: HashMap<String, String>,
@@ -318,13 +317,11 @@ fn selected(query: &HashMap<String, String>, object: &Value) -> bool {
     let labels = query.get("labelSelector").map(String::as_str).unwrap_or_default();
     let by_label = labels.split(',').filter(|t| !t.is_empty()).all(|term| {
         let value = |key: &str| object["metadata"]["labels"].get(key).and_then(Value::as_str);
-        match term.strip_prefix('!') {
-            Some(key) => value(key).is_none(),
-            None => {
-                let (key, unwanted) = term.split_once("!=").expect("a selector this server understands");
-                value(key) != Some(unwanted)
-            }
+        if let Some(key) = term.strip_prefix('!') {
+            return value(key).is_none();
         }
+        let (key, unwanted) = term.split_once("!=").expect("a selector this server understands");
+        value(key) != Some(unwanted)
     });
     let fields = query.get("fieldSelector").map(String::as_str).unwrap_or_default();
     let by_field = fields.split(',').filter(|t| !t.is_empty()).all(|term| {

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures_util::stream;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -102,12 +102,7 @@ async fn answer(request: &Request<Incoming>, state: &Mutex<State>) -> Answer {
         request.headers().get("authorization").and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
     let (mood, refused) = {
         let mut state = state.lock().unwrap();
-        state.asked.push(Asked {
-            at: Instant::now(),
-            resource: (*resource).to_owned(),
-            watch,
-            query: query.clone(),
-        });
+        state.asked.push(Asked { resource: (*resource).to_owned(), watch, query: query.clone() });
         let mood = state.moods.get(*resource).or_else(|| state.moods.get("*")).cloned().unwrap_or(Mood::Well);
         let refused = if state.absent.contains(*resource) {
             Some(failure(404, "not found"))
