@@ -60,11 +60,14 @@ impl Surroundings {
 
 /// Chooses the source, and says in the log which and why. Errors say what was looked for and how to name a source.
 pub async fn choose(settings: &Settings) -> anyhow::Result<Chosen> {
-    choose_in(settings, &Surroundings::look()).await
+    choose_in(&settings.source, &settings.state_dir, &Surroundings::look()).await
 }
 
-async fn choose_in(settings: &Settings, around: &Surroundings) -> anyhow::Result<Chosen> {
-    let source = &settings.source;
+async fn choose_in(
+    source: &SourceSettings,
+    state_dir: &Path,
+    around: &Surroundings,
+) -> anyhow::Result<Chosen> {
     match source.kind {
         SourceKind::Manifests => match &source.manifests {
             Some(path) => Ok(Chosen::Manifests(path.clone())),
@@ -90,7 +93,7 @@ async fn choose_in(settings: &Settings, around: &Surroundings) -> anyhow::Result
                 return metaserver(source, "since it answers").await;
             }
             // After a power cut this may start before edgecore does.
-            let last = Cache::open(&settings.state_dir).identity();
+            let last = Cache::open(state_dir).identity();
             if last.is_some_and(|l| l.starts_with("metaserver ")) {
                 return metaserver(source, "since it fed this node before").await;
             }
@@ -130,4 +133,72 @@ async fn answers(url: &str) -> bool {
     let port = uri.port_u16().unwrap_or(if uri.scheme_str() == Some("https") { 443 } else { 80 });
     let host = host.trim_start_matches('[').trim_end_matches(']');
     matches!(timeout(PROBE, TcpStream::connect((host, port))).await, Ok(Ok(_)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::cache::{Shelf, file};
+    use super::super::cached::Resumable;
+    use super::*;
+
+    fn settings(kind: SourceKind) -> SourceSettings {
+        SourceSettings {
+            kind,
+            manifests: None,
+            kubeconfig: None,
+            // Discard: nobody listens there.
+            metaserver: "http://127.0.0.1:9".to_owned(),
+            metaserver_credentials: Credentials::default(),
+        }
+    }
+
+    #[test]
+    fn a_named_file_comes_before_the_pod_and_the_pod_before_found_files() {
+        let around = Surroundings { in_cluster: true, kubeconfigs: vec!["/home/k".into()] };
+        let named = SourceSettings { kubeconfig: Some("/named".into()), ..settings(SourceKind::Auto) };
+        assert_eq!(around.origin(&named), Some(Origin::Kubeconfig("/named".into())));
+        assert_eq!(around.origin(&settings(SourceKind::Auto)), Some(Origin::InCluster));
+        let around = Surroundings { in_cluster: false, ..around };
+        assert_eq!(around.origin(&settings(SourceKind::Auto)), Some(Origin::Kubeconfig("/home/k".into())));
+        assert_eq!(Surroundings::default().origin(&settings(SourceKind::Auto)), None);
+    }
+
+    #[tokio::test]
+    async fn auto_takes_files_then_what_answers_then_what_fed_it_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let around = Surroundings::default();
+        let mut auto = settings(SourceKind::Auto);
+        let error = choose_in(&auto, dir.path(), &around).await.unwrap_err().to_string();
+        for way in ["--manifests", "--kubeconfig", "--metaserver", "http://127.0.0.1:9"] {
+            assert!(error.contains(way), "{error}");
+        }
+        let cache = Cache::open(dir.path());
+        let (body, sum) = Shelf::default().body();
+        let now = std::time::SystemTime::now();
+        cache.save(&file(&body, sum, "metaserver http://127.0.0.1:9", now, 0).unwrap()).unwrap();
+        let chosen = choose_in(&auto, dir.path(), &around).await.unwrap();
+        assert!(matches!(chosen, Chosen::MetaServer(s) if s.identity() == "metaserver http://127.0.0.1:9"));
+        let there = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        auto.metaserver = format!("http://{}", there.local_addr().unwrap());
+        let chosen = choose_in(&auto, &dir.path().join("none"), &around).await.unwrap();
+        assert!(matches!(chosen, Chosen::MetaServer(_)));
+        auto.manifests = Some("/manifests".into());
+        let chosen = choose_in(&auto, dir.path(), &around).await.unwrap();
+        assert!(matches!(chosen, Chosen::Manifests(p) if p == Path::new("/manifests")));
+    }
+
+    #[tokio::test]
+    async fn a_source_that_is_asked_for_and_not_configured_says_how_to() {
+        let around = Surroundings::default();
+        for (kind, way) in [(SourceKind::Manifests, "--manifests"), (SourceKind::Kubernetes, "--kubeconfig")]
+        {
+            let error =
+                choose_in(&settings(kind), Path::new("/none"), &around).await.unwrap_err().to_string();
+            assert!(error.contains(way), "{error}");
+        }
+        let bad =
+            SourceSettings { metaserver: "127.0.0.1:10550".to_owned(), ..settings(SourceKind::MetaServer) };
+        let error = choose_in(&bad, Path::new("/none"), &around).await.unwrap_err();
+        assert!(format!("{error:#}").contains("write http://HOST:PORT"), "{error:#}");
+    }
 }

@@ -11,7 +11,7 @@ use super::Update;
 use super::backoff::Backoff;
 use super::fault::{Attempt, Fault};
 use super::kube::{Answer, ApiClient};
-use super::mirror::{Mirror, Silence};
+use super::mirror::{Caution, Mirror, Silence};
 use super::slim::{Kind, Object};
 use super::trust::{Listing, Trust};
 use super::wire::{self, Event};
@@ -141,7 +141,10 @@ pub(super) struct Follower {
     pub(super) trust: Option<Arc<Trust>>,
     pub(super) news: mpsc::Sender<(usize, News)>,
     mirror: Mirror,
+    /// Which of the resource's paths this server knows.
     path: usize,
+    /// What the watch after the last list may not tell.
+    caution: Caution,
 }
 
 /// How a watch ended.
@@ -163,7 +166,17 @@ impl Follower {
         trust: Option<Arc<Trust>>,
         news: mpsc::Sender<(usize, News)>,
     ) -> Self {
-        Self { lane, resource, api, timing, trust, news, mirror: Mirror::default(), path: 0 }
+        Self {
+            lane,
+            resource,
+            api,
+            timing,
+            trust,
+            news,
+            mirror: Mirror::default(),
+            path: 0,
+            caution: Caution::default(),
+        }
     }
 
     /// Starts from objects that were told in an earlier life.
@@ -249,9 +262,9 @@ impl Follower {
             if verdict.is_none() && page.version.is_none() {
                 return Err(Fault::Foreign("the list bears no resourceVersion".to_owned()));
             }
-            let only_newer = verdict.as_ref().is_some_and(|v| !v.first_hand);
+            let caution = Caution { older: verdict.as_ref().is_some_and(|v| !v.first_hand), ghosts: None };
             for entry in page.entries {
-                if let Some(update) = self.mirror.set(entry, only_newer) {
+                if let Some(update) = self.mirror.set(entry, caution) {
                     self.tell(News::Change(update)).await;
                 }
             }
@@ -265,6 +278,11 @@ impl Follower {
             self.tell(News::Change(update)).await;
         }
         let first_hand = verdict.as_ref().is_none_or(|v| v.first_hand);
+        if verdict.is_some() {
+            // The replay comes from the edge's own store, whoever answered the list.
+            let listed = version.as_deref().and_then(|v| v.parse().ok());
+            self.caution = Caution { older: true, ghosts: listed.filter(|_| first_hand) };
+        }
         let doubt = verdict.and_then(|v| v.doubt);
         self.tell(News::Listed { known: self.mirror.len(), kept: self.mirror.missing(), first_hand, doubt })
             .await;
@@ -316,7 +334,8 @@ impl Follower {
         let path = format!(
             "{}?watch=1&timeoutSeconds={}{}{bookmarks}{from}",
             self.resource.paths[self.path],
-            self.timing.watch.as_secs().max(1),
+            // Not all nodes at once.
+            self.timing.watch.mul_f64(0.5 + fastrand::f64() / 2.0).as_secs().max(1),
             self.resource.query
         );
         let answer = match self.api.get(&path, self.timing.answer).await {
@@ -378,7 +397,7 @@ impl Follower {
             Some(Event::Failed(fault)) => return Err(fault),
             Some(Event::Bookmark(newer)) => (None, newer),
             Some(Event::Gone(key, newer)) => (self.mirror.delete(&key), newer),
-            Some(Event::Set(entry, newer)) => (self.mirror.set(entry, self.trust.is_some()), newer),
+            Some(Event::Set(entry, newer)) => (self.mirror.set(entry, self.caution), newer),
         };
         if let Some(update) = update {
             self.tell(News::Change(update)).await;

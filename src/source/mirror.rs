@@ -2,7 +2,7 @@
 //!
 //! Pure: time comes in from outside.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use super::Update;
@@ -26,6 +26,16 @@ pub(super) enum Silence {
     Nothing,
 }
 
+/// What is passed over although it was told. The default passes over nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Caution {
+    /// An older state of an object than the known one.
+    pub(super) older: bool,
+    /// An unknown object that is not younger than this: a list of this version would have mentioned it, so that only
+    /// its ghost is left in some store.
+    pub(super) ghosts: Option<u64>,
+}
+
 #[derive(Debug)]
 struct Known {
     fingerprint: u64,
@@ -40,6 +50,8 @@ struct Known {
 pub(super) struct Mirror {
     known: HashMap<ObjectKey, Known>,
     round: u32,
+    /// Objects that could not be read, so that each is logged once and not at every list.
+    unreadable: HashSet<ObjectKey>,
 }
 
 impl Mirror {
@@ -61,9 +73,8 @@ impl Mirror {
         self.round = self.round.wrapping_add(1);
     }
 
-    /// Takes in one object and says what is new about it. With `only_newer`, an older state than the known one is
-    /// passed over.
-    pub(super) fn set(&mut self, entry: Entry, only_newer: bool) -> Option<Update> {
+    /// Takes in one object and says what is new about it.
+    pub(super) fn set(&mut self, entry: Entry, caution: Caution) -> Option<Update> {
         let round = self.round;
         let known = self.known.get_mut(&entry.key);
         let (object, fingerprint) = match entry.content {
@@ -71,20 +82,27 @@ impl Mirror {
             Content::Ended => return self.delete(&entry.key),
             Content::Unreadable(why) => {
                 let kept = if known.is_some() { "; its last readable state stays in force" } else { "" };
-                tracing::warn!(object = %entry.key, "skipped: {why}{kept}");
                 if let Some(known) = known {
                     (known.round, known.missing_since) = (round, None);
+                }
+                if !self.unreadable.contains(&entry.key) {
+                    tracing::warn!(object = %entry.key, "skipped: {why}{kept}");
+                    self.unreadable.insert(entry.key);
                 }
                 return None;
             }
         };
+        self.unreadable.remove(&entry.key);
         let Some(known) = known else {
+            if entry.version.is_some_and(|v| caution.ghosts.is_some_and(|g| v <= g)) {
+                return None;
+            }
             let known = Known { fingerprint, version: entry.version, round, missing_since: None };
             self.known.insert(entry.key, known);
             return Some(Update::Upsert(object));
         };
         (known.round, known.missing_since) = (round, None);
-        if only_newer && entry.version.is_some_and(|v| known.version.is_some_and(|k| v < k)) {
+        if caution.older && entry.version.is_some_and(|v| known.version.is_some_and(|k| v < k)) {
             return None;
         }
         known.version = entry.version;
@@ -97,6 +115,7 @@ impl Mirror {
 
     /// One object is gone.
     pub(super) fn delete(&mut self, key: &ObjectKey) -> Option<Update> {
+        self.unreadable.remove(key);
         self.known.remove(key).map(|_| Update::Delete(key.clone()))
     }
 
@@ -153,8 +172,9 @@ mod tests {
 
     fn list(mirror: &mut Mirror, items: &[(&str, &str, u64)], silence: Silence, now: Instant) -> Vec<String> {
         mirror.begin();
+        let caution = Caution { older: silence != Silence::Proof, ghosts: None };
         let mut updates: Vec<Update> =
-            entries(items).into_iter().filter_map(|e| mirror.set(e, silence != Silence::Proof)).collect();
+            entries(items).into_iter().filter_map(|e| mirror.set(e, caution)).collect();
         updates.extend(mirror.finish(silence, now));
         let mut told: Vec<String> = updates
             .iter()
@@ -204,6 +224,18 @@ mod tests {
         assert!(list(&mut mirror, &[("a", "10.0.0.9", 9)], old, now).is_empty());
         assert_eq!(list(&mut mirror, &[("a", "10.0.0.9", 9)], old, now + MINUTE), ["-c"]);
         assert_eq!(list(&mut mirror, &[("a", "10.0.0.7", 60)], Silence::Proof, now + MINUTE), ["+a", "-b"]);
+    }
+
+    #[test]
+    fn ghosts_are_told_from_what_is_new() {
+        let mut mirror = Mirror::default();
+        list(&mut mirror, &[("a", "10.0.0.1", 10)], Silence::Proof, Instant::now());
+        let caution = Caution { older: true, ghosts: Some(30) };
+        let mut set = |name, version| mirror.set(entries(&[(name, "10.0.0.3", version)]).remove(0), caution);
+        assert!(set("ghost", 30).is_none(), "the list of version 30 would have had it");
+        assert!(set("new", 31).is_some());
+        assert!(set("a", 9).is_none(), "older than what is known");
+        assert!(set("a", 11).is_some());
     }
 
     #[test]

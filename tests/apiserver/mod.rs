@@ -80,6 +80,8 @@ struct State {
     absent: HashSet<String>,
     /// `MetaServer` with its cloud away: the version its lists bear, and kinds that come back empty without any.
     offline: Option<(Option<u64>, HashSet<String>)>,
+    /// `MetaServer`: what its own store still holds although it is gone.
+    ghosts: Vec<(String, Value)>,
     token: Option<String>,
     asked: Vec<Asked>,
     watchers: Vec<Watcher>,
@@ -130,6 +132,7 @@ impl ApiServer {
             moods: HashMap::new(),
             absent: HashSet::new(),
             offline: None,
+            ghosts: Vec::new(),
             token: None,
             asked: Vec::new(),
             watchers: Vec::new(),
@@ -255,6 +258,11 @@ impl ApiServer {
     /// Puts back what [`Self::lose`] took.
     pub(crate) fn find(&self, resource: &str, object: Value) {
         self.state().objects.insert((resource.to_owned(), path_of(&object)), object);
+    }
+
+    /// `MetaServer`'s store goes on replaying an object that is gone.
+    pub(crate) fn haunt(&self, resource: &str, object: Value) {
+        self.state().ghosts.push((resource.to_owned(), object));
     }
 
     pub(crate) fn go_online(&self) {

@@ -180,7 +180,8 @@ fn begin_watch(state: &mut State, resource: &str, query: HashMap<String, String>
     let until = query.get("timeoutSeconds").and_then(|t| t.parse().ok()).map_or(3600, |t: u64| t);
     let watcher = Watcher { resource: resource.to_owned(), query, lines };
     if state.personality == Personality::MetaServer {
-        for ((r, _), object) in &state.objects {
+        let all = state.objects.iter().map(|((r, _), o)| (r, o));
+        for (r, object) in all.chain(state.ghosts.iter().map(|(r, o)| (r, o))) {
             if r == resource {
                 let line = json!({"type": "ADDED", "object": object});
                 let _ = watcher.lines.send(format!("{line}\n"));
