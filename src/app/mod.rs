@@ -87,7 +87,7 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
 pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let settings = Arc::new(settings);
     // Everything that can be wrong with what the user gave comes first: nothing has been touched yet.
-    let source = offline::open(&settings)?;
+    let source = offline::open(&settings).await?;
     let reconciler = Reconciler::new(HostTools, &settings.intercept).await?;
     let lock = InstanceLock::take()?;
     if let Err(error) = sock::raise_nofile() {
@@ -126,7 +126,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 
     tasks.spawn(control.run(updates_rx, stop.clone()));
     let sink = Sink { updates: updates_tx, status: status_tx };
-    tasks.spawn(source.run(sink, stop.clone()));
+    let (for_source, until) = (Arc::clone(&settings), stop.clone());
+    tasks.spawn(async move { source.run(&for_source, sink, until).await });
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
     tasks.spawn(admin.serve(reporter.handlers(), stop.clone()));
     info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");

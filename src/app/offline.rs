@@ -2,12 +2,12 @@
 //! that `run` shares with them.
 
 use std::fmt::Write as _;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use ipnet::IpNet;
+use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Settings, SourceKind, UsageError};
@@ -16,74 +16,111 @@ use crate::net::sock;
 use crate::obs::api::{Finding, Resolution, Severity};
 use crate::rules::apply::{Family, HostTools};
 use crate::rules::{self, Capabilities, Reconciler, Wanted, plan, render};
-use crate::source::manifests::{self, Loaded, ManifestSource};
-use crate::source::{Sink, Source, SourceState, SourceStatus};
+use crate::source::cached::{CachedSource, Resumable as _};
+use crate::source::choose::{Chosen, choose};
+use crate::source::kubernetes::KubernetesSource;
+use crate::source::manifests::{self, ManifestSource};
+use crate::source::metaserver::MetaServerSource;
+use crate::source::slim::Object;
+use crate::source::{Sink, Source, SourceState, SourceStatus, Update};
 
 use super::control;
+
+/// How long a command without an agent waits for the first full state of a live source. A MetaServer whose cloud is
+/// away needs eight seconds and more for its first list.
+const FIRST_STATE: Duration = Duration::from_secs(20);
 
 /// A source that has been opened: what can be wrong with the user's input is known.
 pub(super) enum Opened {
     Manifests(ManifestSource),
+    Kubernetes(KubernetesSource),
+    MetaServer(MetaServerSource),
 }
 
 impl Opened {
     /// Its first status, until it reports one of its own.
     pub(super) fn status(&self) -> SourceStatus {
-        let kind = match self {
-            Self::Manifests(_) => "manifests",
+        let (kind, state, message) = match self {
+            Self::Manifests(_) => ("manifests", SourceState::Synced, ""),
+            Self::Kubernetes(source) => (source.kind(), SourceState::Error, "not synced yet"),
+            Self::MetaServer(source) => (source.kind(), SourceState::Error, "not synced yet"),
         };
-        SourceStatus { kind, state: SourceState::Synced, fresh_at: Instant::now(), message: String::new() }
+        SourceStatus { kind, state, fresh_at: Instant::now(), message: message.to_owned() }
     }
 
-    /// Runs it until `stop`.
-    pub(super) async fn run(self, sink: Sink, stop: CancellationToken) {
+    /// Runs it until `stop`. What a live source delivers is kept in the state folder and served from at once at the
+    /// next start.
+    pub(super) async fn run(self, settings: &Settings, sink: Sink, stop: CancellationToken) {
+        let state_dir = &settings.state_dir;
         let result = match self {
             Self::Manifests(source) => source.run(sink, stop).await,
+            Self::Kubernetes(source) => CachedSource::new(source, state_dir).run(sink, stop).await,
+            Self::MetaServer(source) => CachedSource::new(source, state_dir).run(sink, stop).await,
         };
         if let Err(error) = result {
             tracing::error!("the source has ended: {error:#}");
         }
     }
+
+    /// Its first full state, without the cache.
+    async fn first(self) -> anyhow::Result<Vec<Object>> {
+        let (updates, mut received) = mpsc::channel(1);
+        let (status, report) = watch::channel(self.status());
+        let sink = Sink { updates, status };
+        let stop = CancellationToken::new();
+        let _stopped = stop.clone().drop_guard();
+        let run = async {
+            match self {
+                Self::Manifests(source) => source.run(sink, stop).await,
+                Self::Kubernetes(source) => source.run(sink, stop).await,
+                Self::MetaServer(source) => source.run(sink, stop).await,
+            }
+        };
+        let first = async {
+            while let Some(update) = received.recv().await {
+                if let Update::Replace(objects) = update {
+                    return Ok(objects);
+                }
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            objects = first => objects,
+            ended = run => {
+                ended?;
+                bail!("the source has ended without a word")
+            }
+            () = tokio::time::sleep(FIRST_STATE) => {
+                bail!("no full state from {} within {FIRST_STATE:?}: {}", report.borrow().kind, report.borrow().message)
+            }
+        }
+    }
 }
 
-/// Opens the source that the settings name. A bad document is the user's to mend: exit code 64.
-pub(super) fn open(settings: &Settings) -> anyhow::Result<Opened> {
-    let (path, loaded) = load(settings)?;
-    Ok(Opened::Manifests(ManifestSource::new(path, loaded)))
-}
-
-fn load(settings: &Settings) -> anyhow::Result<(PathBuf, Loaded)> {
-    let path = match (settings.source.kind, &settings.source.manifests) {
-        (SourceKind::Manifests | SourceKind::Auto, Some(path)) => path,
-        (SourceKind::Manifests, None) => {
-            return Err(UsageError::new(
-                "source.kind is `manifests`, but no path is given; name a file or folder with --manifests PATH",
-            )
-            .into());
+/// Opens the source that the settings name. A bad document, or a source that is not configured, is the user's to
+/// mend: exit code 64.
+pub(super) async fn open(settings: &Settings) -> anyhow::Result<Opened> {
+    match choose(settings).await {
+        Ok(Chosen::Manifests(path)) => {
+            let first = manifests::load(&path).map_err(|fault| UsageError::new(fault.to_string()))?;
+            Ok(Opened::Manifests(ManifestSource::new(path, first)))
         }
-        (SourceKind::Auto, None) => {
-            return Err(UsageError::new(
-                "no source: give a file or folder with --manifests PATH (this version has no other source)",
-            )
-            .into());
+        Ok(Chosen::Kubernetes(source)) => Ok(Opened::Kubernetes(source)),
+        Ok(Chosen::MetaServer(source)) => Ok(Opened::MetaServer(source)),
+        // Nothing was asked for and nothing was found, which may be otherwise in a minute.
+        Err(error) if settings.source.kind == SourceKind::Auto && settings.source.kubeconfig.is_none() => {
+            Err(error)
         }
-        (SourceKind::Kubernetes | SourceKind::MetaServer, _) => {
-            return Err(UsageError::new(
-                "source.kind: this version reads `manifests` only; name a file or folder with --manifests PATH",
-            )
-            .into());
-        }
-    };
-    let loaded = manifests::load(path).map_err(|fault| UsageError::new(fault.to_string()))?;
-    Ok((path.clone(), loaded))
+        Err(error) => Err(UsageError::new(format!("{error:#}")).into()),
+    }
 }
 
 /// The snapshot and the ranges that `run` would begin with.
 async fn begin(settings: &Settings) -> anyhow::Result<(Arc<Snapshot>, Vec<IpNet>)> {
-    let (_, loaded) = load(settings)?;
+    let objects = open(settings).await?.first().await?;
     let mut local = control::local(settings, settings.proxy.port, Vec::new()).await;
     let mut store = Store::new(local.clone());
-    store.replace(loaded.objects);
+    store.replace(objects);
     let first = store.snapshot();
     let ranges = control::captured(settings, &first, &local, &[]);
     local.captured.clone_from(&ranges);
@@ -174,7 +211,7 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
     let mut findings: Vec<Finding> =
         runtime.block_on(rules::findings(&settings.intercept)).into_iter().map(from_rules).collect();
     if settings.source.manifests.is_some()
-        && let Err(error) = load(settings)
+        && let Err(error) = runtime.block_on(open(settings))
     {
         findings.push(Finding {
             id: "source-manifests".to_owned(),

@@ -70,6 +70,21 @@ pub struct SourceSettings {
     pub kubeconfig: Option<PathBuf>,
     /// MetaServer's URL for `metaserver`.
     pub metaserver: String,
+    /// What to show to MetaServer, and whom to trust.
+    pub metaserver_credentials: Credentials,
+}
+
+/// Files that say who we are to a server and which certificates we trust.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// PEM certificates of the authorities that may have signed the server's certificate (`tlsCaFile`).
+    pub ca_file: Option<PathBuf>,
+    /// PEM client certificate (`tlsCertFile`).
+    pub cert_file: Option<PathBuf>,
+    /// PEM key of the client certificate (`tlsKeyFile`).
+    pub key_file: Option<PathBuf>,
+    /// A bearer token, read again for each request (`tokenFile`).
+    pub token_file: Option<PathBuf>,
 }
 
 /// Which source.

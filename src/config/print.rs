@@ -28,7 +28,13 @@ impl From<&Settings> for RawConfig {
                 kubernetes: Some(raw::Kubernetes {
                     kubeconfig: s.source.kubeconfig.as_deref().and_then(path),
                 }),
-                metaserver: Some(raw::MetaServer { url: one(&s.source.metaserver) }),
+                metaserver: Some(raw::MetaServer {
+                    url: one(&s.source.metaserver),
+                    tls_ca_file: s.source.metaserver_credentials.ca_file.as_deref().and_then(path),
+                    tls_cert_file: s.source.metaserver_credentials.cert_file.as_deref().and_then(path),
+                    tls_key_file: s.source.metaserver_credentials.key_file.as_deref().and_then(path),
+                    token_file: s.source.metaserver_credentials.token_file.as_deref().and_then(path),
+                }),
             }),
             intercept: Some(raw::Intercept {
                 service_cidrs: list(&s.intercept.service_cidrs),

@@ -105,6 +105,10 @@ pub(super) struct Kubernetes {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct MetaServer {
     pub(super) url: One,
+    pub(super) tls_ca_file: One,
+    pub(super) tls_cert_file: One,
+    pub(super) tls_key_file: One,
+    pub(super) token_file: One,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -192,7 +196,12 @@ impl RawConfig {
         one(keys::SOURCE_KIND, source.kind);
         one(keys::MANIFESTS_PATH, source.manifests.unwrap_or_default().path);
         one(keys::KUBECONFIG, source.kubernetes.unwrap_or_default().kubeconfig);
-        one(keys::METASERVER_URL, source.metaserver.unwrap_or_default().url);
+        let metaserver = source.metaserver.unwrap_or_default();
+        one(keys::METASERVER_URL, metaserver.url);
+        one(keys::METASERVER_CA, metaserver.tls_ca_file);
+        one(keys::METASERVER_CERT, metaserver.tls_cert_file);
+        one(keys::METASERVER_KEY, metaserver.tls_key_file);
+        one(keys::METASERVER_TOKEN, metaserver.token_file);
         one(keys::IPTABLES_BACKEND, intercept.iptables_backend);
         one(keys::REMOVE_STALE, intercept.remove_stale);
         one(keys::KUBERNETES_SERVICE, intercept.kubernetes_service);

@@ -6,8 +6,9 @@ use std::time::Duration;
 use super::layers::{Layers, Origin, Override};
 use super::raw::RawConfig;
 use super::{
-    AdminSettings, BackendSettings, DnsMode, DnsSettings, InterceptSettings, IptablesBackend, LogFormat,
-    LogSettings, PodNetwork, ProxySettings, Settings, SourceKind, SourceSettings, UsageError, keys, parse,
+    AdminSettings, BackendSettings, Credentials, DnsMode, DnsSettings, InterceptSettings, IptablesBackend,
+    LogFormat, LogSettings, PodNetwork, ProxySettings, Settings, SourceKind, SourceSettings, UsageError,
+    keys, parse,
 };
 
 pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[
@@ -107,6 +108,12 @@ fn source(layers: &Layers) -> Result<SourceSettings, UsageError> {
         metaserver: layers
             .one(keys::METASERVER_URL, parse::url)?
             .unwrap_or_else(|| "http://127.0.0.1:10550".to_owned()),
+        metaserver_credentials: Credentials {
+            ca_file: layers.one(keys::METASERVER_CA, parse::existing_path)?,
+            cert_file: layers.one(keys::METASERVER_CERT, parse::existing_path)?,
+            key_file: layers.one(keys::METASERVER_KEY, parse::existing_path)?,
+            token_file: layers.one(keys::METASERVER_TOKEN, parse::existing_path)?,
+        },
     })
 }
 

@@ -3,8 +3,21 @@
 //! A source turns files or an API into [`Update`]s of slim objects and says how it is doing ([`SourceStatus`]).
 //! It knows nothing of snapshots, rules or connections, and nothing downstream ever asks it anything.
 
+mod backoff;
+pub mod cache;
+pub mod cached;
+pub mod choose;
+mod fault;
+pub mod follow;
+pub mod kube;
+pub mod kubernetes;
+mod live;
 pub mod manifests;
+pub mod metaserver;
+mod mirror;
 pub mod slim;
+mod trust;
+mod wire;
 
 use std::future::Future;
 use std::time::Instant;

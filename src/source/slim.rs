@@ -11,6 +11,7 @@ mod node;
 mod pod;
 mod rule;
 mod service;
+mod write;
 
 use std::fmt;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ pub use node::{Namespace, Node, ServiceCidr};
 pub use pod::{Phase, Pod, PodPort};
 pub use rule::DestinationRule;
 pub use service::{Service, ServicePort};
+pub use write::encode;
 
 /// A kind of object that this program uses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +49,18 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Every kind.
+    pub const ALL: [Self; 8] = [
+        Self::Service,
+        Self::EndpointSlice,
+        Self::Endpoints,
+        Self::Pod,
+        Self::Node,
+        Self::Namespace,
+        Self::DestinationRule,
+        Self::ServiceCidr,
+    ];
+
     /// Which kind `apiVersion` and `kind` name, if it is one of ours.
     pub fn of(api_version: &str, kind: &str) -> Option<Self> {
         let (group, version) = api_version.rsplit_once('/').unwrap_or(("", api_version));
@@ -86,7 +100,7 @@ impl fmt::Display for Kind {
 }
 
 /// One object of a kind this program uses.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub enum Object {
     /// A Service.
     Service(Box<Service>),

@@ -8,7 +8,7 @@ use super::fields::{Address, PortOrNone, Protocol, nullable};
 use super::meta::{OptOut, RawMeta};
 
 /// An EndpointSlice.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct EndpointSlice {
     /// The namespace.
     pub namespace: Arc<str>,
@@ -27,7 +27,7 @@ pub struct EndpointSlice {
 }
 
 /// What the addresses of a slice are.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Deserialize)]
 pub enum AddressType {
     /// IPv4 addresses.
     IPv4,
@@ -39,7 +39,7 @@ pub enum AddressType {
 }
 
 /// A port of a slice or subset.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct SlicePort {
     /// The name of the Service's port; empty for a single unnamed one.
     pub name: Arc<str>,
@@ -50,7 +50,7 @@ pub struct SlicePort {
 }
 
 /// One endpoint, conditions resolved.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Endpoint {
     /// The first address; all others are the same endpoint again.
     pub address: Address,
@@ -71,7 +71,7 @@ pub struct Endpoint {
 }
 
 /// Whom an endpoint should serve.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Hash)]
 pub struct Hints {
     /// Names of zones.
     pub zones: Box<[Arc<str>]>,
@@ -80,7 +80,7 @@ pub struct Hints {
 }
 
 /// An Endpoints object, the older form of a slice.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Endpoints {
     /// The namespace.
     pub namespace: Arc<str>,
@@ -93,7 +93,7 @@ pub struct Endpoints {
 }
 
 /// Endpoints with the ports they share.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Subset {
     /// The ports.
     pub ports: Box<[SlicePort]>,

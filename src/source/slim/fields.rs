@@ -61,7 +61,7 @@ fn parse_v4(text: &str) -> Option<Ipv4Addr> {
 
 /// An address of an endpoint: parsed where it is one, kept as text where it is not, so that one bad entry does not
 /// spoil the rest of its slice.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Address {
     /// An IP address.
     Ip(IpAddr),
@@ -194,7 +194,7 @@ impl Visitor<'_> for PortVisitor {
 }
 
 /// A port by number or by the name that each pod gives it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum PortRef {
     /// The number.
     Number(u16),

@@ -10,7 +10,7 @@ use serde::de::{self, Deserializer, Unexpected, Visitor};
 use super::fields::nullable;
 
 /// The label by which a Service or slice keeps every interceptor away, or chooses another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum OptOut {
     /// `service.kubernetes.io/service-proxy-name`, any value (KEP-2447).
     ProxyName,

@@ -10,7 +10,7 @@ use super::fields::{Address, nullable};
 use super::meta::RawMeta;
 
 /// A Node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Node {
     /// The name.
     pub name: Arc<str>,
@@ -25,14 +25,14 @@ pub struct Node {
 }
 
 /// A Namespace.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Namespace {
     /// The name.
     pub name: Arc<str>,
 }
 
 /// A `ServiceCIDR`.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct ServiceCidr {
     /// The name.
     pub name: Arc<str>,

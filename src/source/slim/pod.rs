@@ -9,7 +9,7 @@ use super::fields::{Address, PortNumber, PortOrNone, Protocol, nullable};
 use super::meta::RawMeta;
 
 /// A Pod.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Pod {
     /// The namespace.
     pub namespace: Arc<str>,
@@ -37,7 +37,7 @@ pub struct Pod {
 }
 
 /// A container port that has a name or is published on the node.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct PodPort {
     /// The name; empty where it has none.
     pub name: Box<str>,
@@ -52,7 +52,7 @@ pub struct PodPort {
 }
 
 /// How far a Pod's life has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
     /// `Running`.
     Running,

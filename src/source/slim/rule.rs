@@ -10,7 +10,7 @@ use super::fields::{GoDuration, nullable};
 use super::meta::RawMeta;
 
 /// A DestinationRule; it concerns the Service of the same name and namespace.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct DestinationRule {
     /// The namespace.
     pub namespace: Arc<str>,

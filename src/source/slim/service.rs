@@ -12,7 +12,7 @@ use super::meta::{OptOut, RawMeta};
 const DEFAULT_AFFINITY_SECONDS: u32 = 10_800;
 
 /// A Service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct Service {
     /// The namespace.
     pub namespace: Arc<str>,
@@ -45,7 +45,7 @@ pub struct Service {
 }
 
 /// One port of a Service.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Hash)]
 pub struct ServicePort {
     /// The name; empty for a single unnamed port.
     pub name: Arc<str>,

@@ -1,0 +1,128 @@
+//! The Kubernetes API as a source.
+
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::cached::{LastGood, Resumable};
+use super::follow::{Need, Resource, Timing};
+use super::kube::{ApiClient, Origin};
+use super::live::Live;
+use super::slim::Kind;
+use super::{Sink, Source};
+
+/// What is followed. Services carry no selector: one that opts out has to be known all the same, because its
+/// `ClusterIP`s lie inside a captured range and must be left alone. Slices that have opted out are of no use to us.
+/// Neither `Endpoints` nor `Namespace`s are needed.
+const RESOURCES: &[Resource] = &[
+    Resource {
+        kind: Kind::Service,
+        name: "services",
+        group: "",
+        paths: &["/api/v1/services"],
+        query: "",
+        need: Need::Required,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::EndpointSlice,
+        name: "endpointslices",
+        group: "discovery.k8s.io",
+        paths: &["/apis/discovery.k8s.io/v1/endpointslices"],
+        // `!service.kubernetes.io/service-proxy-name,!service.edgemesh.kubeedge.io/service-proxy-name,noproxy!=edgemesh`.
+        // Not `!service.kubernetes.io/headless`: the names of headless Services are answered from their slices.
+        query: "&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name%2C\
+                %21service.edgemesh.kubeedge.io%2Fservice-proxy-name%2Cnoproxy%21%3Dedgemesh",
+        need: Need::Required,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::Pod,
+        name: "pods",
+        group: "",
+        paths: &["/api/v1/pods"],
+        // `status.phase!=Succeeded,status.phase!=Failed`
+        query: "&fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed",
+        need: Need::Required,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::Node,
+        name: "nodes",
+        group: "",
+        paths: &["/api/v1/nodes"],
+        query: "",
+        need: Need::Required,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::ServiceCidr,
+        name: "servicecidrs",
+        group: "networking.k8s.io",
+        paths: &["/apis/networking.k8s.io/v1/servicecidrs", "/apis/networking.k8s.io/v1beta1/servicecidrs"],
+        query: "",
+        need: Need::Optional,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::DestinationRule,
+        name: "destinationrules",
+        group: "networking.istio.io",
+        // Served by every Istio, and the only one that EdgeMesh installs everywhere.
+        paths: &["/apis/networking.istio.io/v1alpha3/destinationrules"],
+        query: "",
+        need: Need::Optional,
+        instead_of: None,
+    },
+];
+
+/// Follows a Kubernetes API server.
+#[derive(Debug)]
+pub struct KubernetesSource {
+    live: Live,
+    identity: String,
+}
+
+impl KubernetesSource {
+    /// Reads the configuration that `origin` names; asks nothing of the network. Errors name the file and the fault.
+    pub async fn new(origin: Origin) -> anyhow::Result<Self> {
+        let api = ApiClient::new(origin).await?;
+        let identity = format!("kubernetes {}", api.server());
+        let live = Live {
+            kind: "kubernetes",
+            api: Arc::new(api),
+            resources: RESOURCES,
+            timing: Timing::kubernetes(),
+            trust: None,
+            known: Vec::new(),
+            known_at: None,
+        };
+        Ok(Self { live, identity })
+    }
+
+    /// With another patience than [`Timing::kubernetes`].
+    #[must_use]
+    pub fn with_timing(mut self, timing: Timing) -> Self {
+        self.live.timing = timing;
+        self
+    }
+}
+
+impl Source for KubernetesSource {
+    async fn run(self, sink: Sink, stop: CancellationToken) -> anyhow::Result<()> {
+        self.live.run(sink, stop).await
+    }
+}
+
+impl Resumable for KubernetesSource {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn kind(&self) -> &'static str {
+        self.live.kind
+    }
+
+    /// Nothing to take over: the first full state comes from the API server itself and is true.
+    fn resume(&mut self, _: &LastGood) {}
+}

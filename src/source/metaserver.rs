@@ -1,0 +1,146 @@
+//! `KubeEdge`'s `MetaServer` as a source: the API of the cloud while that is in reach, the edge's own store otherwise.
+//!
+//! Its watch replays everything as `ADDED` and never sends what was deleted in a gap, so that each connection begins
+//! with a list; how far a list is believed is decided in `trust`.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use tokio_util::sync::CancellationToken;
+
+use super::cached::{LastGood, Resumable};
+use super::follow::{Need, Resource, Timing};
+use super::kube::{ApiClient, Origin};
+use super::live::Live;
+use super::slim::Kind;
+use super::trust::Trust;
+use super::{Sink, Source};
+use crate::config::Credentials;
+
+/// What is followed. No selectors: the edge's own store honours only some of them.
+const RESOURCES: &[Resource] = &[
+    Resource {
+        kind: Kind::Service,
+        name: "services",
+        group: "",
+        paths: &["/api/v1/services"],
+        query: "",
+        need: Need::Required,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::EndpointSlice,
+        name: "endpointslices",
+        group: "discovery.k8s.io",
+        paths: &["/apis/discovery.k8s.io/v1/endpointslices"],
+        query: "",
+        need: Need::Replaceable,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::Endpoints,
+        name: "endpoints",
+        group: "",
+        paths: &["/api/v1/endpoints"],
+        query: "",
+        need: Need::Required,
+        instead_of: Some(Kind::EndpointSlice),
+    },
+    Resource {
+        kind: Kind::Pod,
+        name: "pods",
+        group: "",
+        paths: &["/api/v1/pods"],
+        query: "",
+        need: Need::Required,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::Node,
+        name: "nodes",
+        group: "",
+        paths: &["/api/v1/nodes"],
+        query: "",
+        need: Need::Required,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::ServiceCidr,
+        name: "servicecidrs",
+        group: "networking.k8s.io",
+        paths: &["/apis/networking.k8s.io/v1/servicecidrs"],
+        query: "",
+        need: Need::Optional,
+        instead_of: None,
+    },
+    Resource {
+        kind: Kind::DestinationRule,
+        name: "destinationrules",
+        group: "networking.istio.io",
+        paths: &["/apis/networking.istio.io/v1alpha3/destinationrules"],
+        query: "",
+        need: Need::Optional,
+        instead_of: None,
+    },
+];
+
+/// Follows a `MetaServer`.
+#[derive(Debug)]
+pub struct MetaServerSource {
+    live: Live,
+    trust: Arc<Trust>,
+    identity: String,
+}
+
+impl MetaServerSource {
+    /// For the `MetaServer` at `url`; asks nothing of the network. Errors name the address or file and the fault.
+    pub async fn new(url: &str, credentials: Credentials) -> anyhow::Result<Self> {
+        let api = ApiClient::new(Origin::Url { url: url.to_owned(), credentials }).await?;
+        let identity = format!("metaserver {}", api.server());
+        let trust = Arc::new(Trust::default());
+        let live = Live {
+            kind: "metaserver",
+            api: Arc::new(api),
+            resources: RESOURCES,
+            timing: Timing::metaserver(),
+            trust: Some(trust.clone()),
+            known: Vec::new(),
+            known_at: None,
+        };
+        Ok(Self { live, trust, identity })
+    }
+
+    /// With another patience than [`Timing::metaserver`].
+    #[must_use]
+    pub fn with_timing(mut self, timing: Timing) -> Self {
+        self.live.timing = timing;
+        self
+    }
+}
+
+impl Source for MetaServerSource {
+    async fn run(self, sink: Sink, stop: CancellationToken) -> anyhow::Result<()> {
+        self.live.run(sink, stop).await
+    }
+}
+
+impl Resumable for MetaServerSource {
+    fn identity(&self) -> &str {
+        &self.identity
+    }
+
+    fn kind(&self) -> &'static str {
+        self.live.kind
+    }
+
+    fn mark(&self) -> Option<Arc<AtomicU64>> {
+        Some(self.trust.shared_mark())
+    }
+
+    /// Offline, the edge's own store may lack what was known when the cloud was there.
+    fn resume(&mut self, last: &LastGood) {
+        self.trust.remember(last.mark);
+        self.live.known.clone_from(&last.objects);
+        self.live.known_at = Some(last.current_at());
+    }
+}
