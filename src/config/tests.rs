@@ -84,6 +84,10 @@ fn the_printed_file_shows_every_key() {
             kubeconfig: null
           metaserver:
             url: http://127.0.0.1:10550
+            tlsCaFile: null
+            tlsCertFile: null
+            tlsKeyFile: null
+            tokenFile: null
         intercept:
           serviceCIDRs: []
           iptablesBackend: auto
