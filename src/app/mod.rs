@@ -6,6 +6,7 @@
 mod control;
 mod data;
 mod instance;
+mod neighbours;
 mod offline;
 mod report;
 
@@ -90,6 +91,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let source = offline::open(&settings)?;
     let reconciler = Reconciler::new(HostTools, &settings.intercept).await?;
     let lock = InstanceLock::take()?;
+    let warnings = neighbours::admit(&settings).await?;
     if let Err(error) = sock::raise_nofile() {
         warn!(%error, "the limit of open descriptors could not be raised");
     }
@@ -122,12 +124,14 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         source: status_rx,
         rules: rules_rx,
         pulse: data.pulse(),
+        neighbours: warnings.clone(),
     });
 
     tasks.spawn(control.run(updates_rx, stop.clone()));
     let sink = Sink { updates: updates_tx, status: status_tx };
     tasks.spawn(source.run(sink, stop.clone()));
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
+    tasks.spawn(warnings.follow(stop.clone()));
     tasks.spawn(admin.serve(reporter.handlers(), stop.clone()));
     info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
     Ok(Running { proxy_port, admin: admin_addr, settings, drain, data, stop, tasks, rules, _lock: lock })

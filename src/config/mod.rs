@@ -96,6 +96,11 @@ pub struct InterceptSettings {
     pub remove_stale: bool,
     /// Capture `default/kubernetes` as well.
     pub kubernetes_service: bool,
+    /// Start although kube-proxy is at work on this node.
+    pub coexist_with_kube_proxy: bool,
+    /// Serve only Services whose label `service.kubernetes.io/service-proxy-name` has this value; empty: only those
+    /// without the label.
+    pub service_proxy_name: String,
     /// How often the rules are checked and repaired.
     pub sync_period: Duration,
     /// Packet mark of the agent's own connections; one bit.

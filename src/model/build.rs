@@ -124,8 +124,17 @@ fn clash(a: &ServicePort, b: &ServicePort) -> bool {
 
 /// Why a Service with a ClusterIP is not intercepted, if it is not.
 fn left_alone(world: &World<'_>, from: &Sources<'_>) -> Option<String> {
-    if let Some(out) = from.service.opt_out {
-        return Some(format!("its label {} takes it away from this proxy", out.label()));
+    let name = &*world.local.service_proxy_name;
+    match &from.service.opt_out {
+        Some(out) if out.chooses(name) => {}
+        Some(out) => return Some(format!("its label {} takes it away from this proxy", out.label())),
+        None if name.is_empty() => {}
+        None => {
+            let label = slim::PROXY_NAME;
+            return Some(format!(
+                "it lacks the label {label}: {name}, by which intercept.serviceProxyName chooses"
+            ));
+        }
     }
     let kubernetes = &*from.id.namespace == "default" && &*from.id.name == "kubernetes";
     if kubernetes && !world.local.capture_kubernetes {
