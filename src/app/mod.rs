@@ -3,6 +3,7 @@
 //! Only `cli` and the tests import this module. No behaviour of its own belongs here beyond order: what starts
 //! before what, and what ends before what.
 
+mod check;
 mod control;
 mod data;
 mod instance;
@@ -32,8 +33,9 @@ use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
 
+pub use check::{Checkup, check};
 pub use instance::holder;
-pub use offline::{check, render_rules, resolve_offline};
+pub use offline::{render_rules, resolve_offline};
 
 use control::{Control, Shared};
 use data::DataPlane;

@@ -33,6 +33,6 @@ pub use detect::StartError;
 pub use leftovers::{leftovers, remove_leftovers};
 pub use machine::Machine;
 pub use plan::{Capabilities, Wanted};
-pub use probe::{Finding, Severity, findings};
+pub use probe::{Checkup, Finding, Severity, checkup};
 pub use reconcile::{Reconciler, RulesError};
 pub use run::run;
