@@ -70,6 +70,14 @@ fn check(node: &Node, more: &[&str]) -> Checked {
     checked
 }
 
+/// Waits until the agent has its first place in the firewall back.
+fn settled(node: &Node) {
+    lab::eventually("the first place back", std::time::Duration::from_secs(5), || {
+        let rules = node.must(&["iptables-nft", "-S", "INPUT"]);
+        rules.lines().nth(1).is_some_and(|first| first.contains("EDGESPLICE")).then_some(())
+    });
+}
+
 /// A long-lived process of that name in the node.
 fn process(node: &Netns, name: &str) -> Process {
     let path = node.dir().join(name);
@@ -180,10 +188,12 @@ fn a_killed_agent_and_a_firewall_without_a_way_for_answers_are_found() {
     let found = check(&a, &[]);
     let mend = found.finding("input-default-deny")["mend"].as_str().expect("a command");
     a.must(&mend.split(' ').collect::<Vec<_>>());
+    settled(&a);
     assert_eq!(check(&a, &[]).ids(), ["input-default-deny:info"]);
     assert!(a.connect("10.96.0.50:80").is_ok(), "the command mends it");
     a.must(&["iptables-nft", "-F", "INPUT"]);
     a.must(&["iptables-nft", "-P", "INPUT", "ACCEPT"]);
+    settled(&a);
     agent.kill();
     assert!(check(&a, &[]).ids().contains(&"own-leftovers:problem".to_owned()));
 }

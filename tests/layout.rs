@@ -1,5 +1,7 @@
 //! Holds the source tree to the picture in ARCHITECTURE.md: which module may use which, and how long a file may be.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

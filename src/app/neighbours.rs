@@ -8,14 +8,13 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::config::Settings;
+use crate::config::{SERVICE_PROXY_NAME_LABEL, Settings};
 use crate::rules::apply::HostTools;
 use crate::rules::legacy::{self, Options, Request, Roots};
 use crate::rules::neighbours::Neighbours;
-use crate::source::slim::PROXY_NAME;
 
 /// How often it is looked again whether the leftovers are gone, as long as there are any.
-const LOOK_AGAIN: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
 /// What takes leftovers away.
 const WAY_OUT: &str = "`edgesplice cleanup` removes it, `--dry-run` shows what would go";
 
@@ -81,7 +80,7 @@ pub(super) async fn admit(settings: &Settings) -> anyhow::Result<Warnings> {
     if !found.kube_proxy.is_empty() && settings.intercept.service_proxy_name.is_empty() {
         lasting.push(format!(
             "kube-proxy serves the same Services ({}): the rules that stand first win; share the Services out with \
-             intercept.serviceProxyName and the label {PROXY_NAME}",
+             intercept.serviceProxyName and the label {SERVICE_PROXY_NAME_LABEL}",
             found.kube_proxy.join("; ")
         ));
     }

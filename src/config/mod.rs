@@ -85,6 +85,9 @@ pub enum SourceKind {
     Manifests,
 }
 
+/// The label that names the proxy of a Service (KEP-2447); see [`InterceptSettings::service_proxy_name`].
+pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
 /// What is captured, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterceptSettings {

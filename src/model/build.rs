@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::SERVICE_PROXY_NAME_LABEL;
 use crate::source::slim::{self, DestinationRule, EndpointSlice, Endpoints, Node, Service};
 
 use super::gather::{gather, protocol_name};
@@ -87,7 +88,7 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
         return out;
     }
     let policy = traffic::policy(from.service, from.rule, &mut out.warnings);
-    for port in from.service.ports.iter() {
+    for port in &from.service.ports {
         if port.protocol == slim::Protocol::Sctp {
             out.warnings.push(format!(
                 "Service {}: SCTP is not intercepted; port {} is left alone",
@@ -130,7 +131,7 @@ fn left_alone(world: &World<'_>, from: &Sources<'_>) -> Option<String> {
         Some(out) => return Some(format!("its label {} takes it away from this proxy", out.label())),
         None if name.is_empty() => {}
         None => {
-            let label = slim::PROXY_NAME;
+            let label = SERVICE_PROXY_NAME_LABEL;
             return Some(format!(
                 "it lacks the label {label}: {name}, by which intercept.serviceProxyName chooses"
             ));

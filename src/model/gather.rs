@@ -52,7 +52,7 @@ pub(super) fn gather<'a>(
             for endpoint in &subset.endpoints {
                 match endpoint.address.ip() {
                     Some(ip) if ip.is_ipv4() == v4 => {
-                        out.candidates.push(candidate(endpoint, ip, number, None))
+                        out.candidates.push(candidate(endpoint, ip, number, None));
                     }
                     Some(_) => {}
                     None => out.warnings.push(not_an_address(

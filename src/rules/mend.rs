@@ -75,8 +75,8 @@ impl<M: Machine> Reconciler<M> {
             let place = (plan.family, table.name);
             let warning = format!("in {} {}, {PLACE_LOST}", plan.family.as_str(), table.name);
             self.report.warnings.retain(|line| !line.starts_with(&warning));
-            let lost = found.iter().filter(|difference| difference.table == table.name);
-            let Some(rule) = lost.filter_map(|difference| difference.before_us.as_ref()).next() else {
+            let mut lost = found.iter().filter(|difference| difference.table == table.name);
+            let Some(rule) = lost.find_map(|difference| difference.before_us.as_ref()) else {
                 self.places.stands(place);
                 continue;
             };

@@ -14,9 +14,9 @@ const AT_ONCE: u32 = 3;
 /// The pause after that; it doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
 /// The longest pause.
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const LONGEST_PAUSE: Duration = Duration::from_mins(5);
 /// Who keeps the place for this long beyond the pause has won it, and the count starts anew.
-const PEACE: Duration = Duration::from_secs(60);
+const PEACE: Duration = Duration::from_mins(1);
 
 /// A built-in chain's table, by family.
 pub type Place = (Family, &'static str);

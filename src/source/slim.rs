@@ -19,7 +19,7 @@ use serde::{Deserialize, Deserializer};
 
 pub use endpoints::{AddressType, Endpoint, EndpointSlice, Endpoints, Hints, SlicePort, Subset};
 pub use fields::{Address, PortRef, Protocol, parse_duration, parse_ip};
-pub use meta::{OptOut, PROXY_NAME};
+pub use meta::OptOut;
 pub use node::{Namespace, Node, ServiceCidr};
 pub use pod::{Phase, Pod, PodPort};
 pub use rule::DestinationRule;

@@ -7,9 +7,9 @@ use tokio::process::Command;
 use super::finding;
 use crate::obs::api::{Finding, Severity};
 
-/// 2024-01-01T00:00:00Z. A clock before that has been reset: boards without a battery start in 1970 or at the date of
+/// 2024-01-01T00:00:00Z, in hours since 1970. A clock before that has been reset: boards without a battery start in 1970 or at the date of
 /// their image.
-const LATE_ENOUGH: Duration = Duration::from_secs(1_704_067_200);
+const LATE_ENOUGH: Duration = Duration::from_hours(473_352);
 /// The answer comes over the system bus, which may hang.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// What mends both.

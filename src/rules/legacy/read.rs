@@ -124,11 +124,19 @@ fn processes(roots: &Roots) -> Vec<Process> {
         };
         // EdgeMesh serves the namespace it runs in. Where that cannot be told, assume this one.
         let there = netns::identity(&folder.join("ns/net"));
-        if there.is_none() || own.is_none() || there == own {
+        let unknown = there.is_none() && !is_dead(&folder);
+        if unknown || own.is_none() || there == own {
             found.push(Process { pid, name, command_line: words.join(" ") });
         }
     }
     found
+}
+
+/// Whether a process has ended, reaped or not: it has no namespace any more, and does nothing.
+fn is_dead(folder: &Path) -> bool {
+    let Ok(stat) = fs::read_to_string(folder.join("stat")) else { return !folder.exists() };
+    // The name stands in brackets and may hold anything; the state follows.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn own_agent() -> bool {

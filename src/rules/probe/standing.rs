@@ -5,13 +5,12 @@ use std::collections::BTreeSet;
 use ipnet::IpNet;
 
 use super::{Finding, Info, Problem, Warning};
-use crate::config::InterceptSettings;
+use crate::config::{InterceptSettings, SERVICE_PROXY_NAME_LABEL};
 use crate::rules::apply::{Backend, Family};
 use crate::rules::dump::{Dump, Rule, Table};
 use crate::rules::legacy::{Facts, Ruleset};
 use crate::rules::names::{NAT_CHAIN, is_own_chain};
 use crate::rules::neighbours::Neighbours;
-use crate::source::slim::PROXY_NAME;
 
 /// The tables that this program writes to.
 const TABLES: [&str; 3] = ["nat", "mangle", "filter"];
@@ -97,7 +96,9 @@ fn neighbours(settings: &InterceptSettings, neighbours: &Neighbours, found: &mut
         found.push(Finding::new("kube-proxy", Problem, what, mend));
     } else if settings.service_proxy_name.is_empty() {
         let what = format!("kube-proxy is at work: {evidence}; both serve the same Services");
-        let mend = format!("set intercept.serviceProxyName, and give the Services the label {PROXY_NAME}");
+        let mend = format!(
+            "set intercept.serviceProxyName, and give the Services the label {SERVICE_PROXY_NAME_LABEL}"
+        );
         found.push(Finding::new("kube-proxy", Warning, what, mend));
     }
 }

@@ -8,9 +8,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
 
 use super::fields::nullable;
-
-/// The label that names the proxy of a Service.
-pub const PROXY_NAME: &str = "service.kubernetes.io/service-proxy-name";
+use crate::config::SERVICE_PROXY_NAME_LABEL as PROXY_NAME;
 
 /// The label by which a Service or slice keeps every interceptor away, or chooses another one.
 #[derive(Clone, Debug, PartialEq, Eq)]
