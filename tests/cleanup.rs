@@ -563,11 +563,16 @@ fn the_agent_can_ask_what_is_stale() {
     let space = Space::new();
     space.load("legacy", &fixture("f5"));
     space.load("nft", &fixture("f8"));
+    space.sh("ip link add edgemesh0 type bridge; ip addr add 169.254.96.16/32 dev edgemesh0");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let path = space.path();
     let lines = runtime
-        .block_on(legacy::within(path.as_ref(), || async { legacy::stale(&HostTools).await }))
+        .block_on(legacy::within(path.as_ref(), || async {
+            let (roots, options) = (legacy::Roots::default(), legacy::Options::default());
+            legacy::stale(&legacy::facts(&HostTools, &roots, &options).await.unwrap())
+        }))
         .unwrap();
-    let expected = "rules of EdgeMesh v1.9.0 are still installed (legacy ipv4: EDGE-MESH, EDGE-MESH-TCP); `edgesplice cleanup` removes them";
-    assert_eq!(lines, [expected]);
+    let rules = "rules of EdgeMesh v1.9.0 are still installed (legacy ipv4: EDGE-MESH, EDGE-MESH-TCP)";
+    let link = "link edgemesh0 is still there: link of EdgeMesh v1.9.0 and later";
+    assert_eq!(lines, [rules, link]);
 }

@@ -77,6 +77,9 @@ fn help_and_version_are_no_errors() {
         "--admin",
         "--drain-timeout",
         "--keep-rules",
+        "--coexist-with-kube-proxy",
+        "--service-proxy-name",
+        "--remove-stale",
         "EDGESPLICE_PROXY_PORT",
     ] {
         assert!(help.contains(flag), "run --help lacks {flag}");

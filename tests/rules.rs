@@ -35,6 +35,8 @@ fn settings(backend: IptablesBackend) -> InterceptSettings {
         iptables_backend: backend,
         remove_stale: false,
         kubernetes_service: false,
+        coexist_with_kube_proxy: false,
+        service_proxy_name: String::new(),
         sync_period: Duration::from_secs(2),
         own_mark: OWN_MARK,
         refuse_mark: REFUSE_MARK,
@@ -513,15 +515,16 @@ fn a_healthy_node_has_no_problems_and_a_killed_agent_is_found() {
         let lab = Lab::new();
         let settings =
             InterceptSettings { service_cidrs: vec!["10.96.0.0/16".parse().unwrap()], ..settings(backend) };
-        let find = || lab.node.block_on(rules::findings(&settings));
+        let look = || lab.node.block_on(rules::checkup(&settings, &settings.service_cidrs));
+        let find = || look().findings;
         let bad = |found: &[rules::Finding]| -> Vec<String> {
             let worst = found.iter().filter(|finding| finding.severity != rules::Severity::Info);
             worst.map(|finding| format!("{}: {}", finding.id, finding.what)).collect()
         };
         let before = lab.state();
-        let found = find();
-        assert_eq!(bad(&found), [""; 0], "{}", program(backend));
-        assert!(found.iter().any(|f| f.id == "iptables-backend" && f.what.contains(program(backend))));
+        let healthy = look();
+        assert_eq!(bad(&healthy.findings), [""; 0], "{}", program(backend));
+        assert!(healthy.packet_filter.contains(program(backend)), "{}", healthy.packet_filter);
         assert_eq!(lab.state(), before, "check changes nothing");
         let reconciler = install(&lab, HostTools, backend, &wanted(lab.acceptor.port));
         assert_eq!(bad(&find()), [""; 0], "while it runs");

@@ -57,6 +57,7 @@ pub(super) async fn local(settings: &Settings, proxy_port: u16, captured: Vec<Ip
     let mut local = Local::new(&settings.node_name);
     local.pod_network = settings.backends.pod_network;
     local.capture_kubernetes = settings.intercept.kubernetes_service;
+    local.service_proxy_name = settings.intercept.service_proxy_name.as_str().into();
     local.cluster_domain.clone_from(&settings.dns.domain);
     local.captured = captured;
     local.proxy_port = proxy_port;

@@ -3,9 +3,11 @@
 //! Only `cli` and the tests import this module. No behaviour of its own belongs here beyond order: what starts
 //! before what, and what ends before what.
 
+mod check;
 mod control;
 mod data;
 mod instance;
+mod neighbours;
 mod offline;
 mod report;
 
@@ -31,8 +33,9 @@ use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
 
+pub use check::{Checkup, check};
 pub use instance::holder;
-pub use offline::{check, render_rules, resolve_offline};
+pub use offline::{render_rules, resolve_offline};
 
 use control::{Control, Shared};
 use data::DataPlane;
@@ -90,6 +93,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let source = offline::open(&settings).await?;
     let reconciler = Reconciler::new(HostTools, &settings.intercept).await?;
     let lock = InstanceLock::take()?;
+    let warnings = neighbours::admit(&settings).await?;
     if let Err(error) = sock::raise_nofile() {
         warn!(%error, "the limit of open descriptors could not be raised");
     }
@@ -122,6 +126,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         source: status_rx,
         rules: rules_rx,
         pulse: data.pulse(),
+        neighbours: warnings.clone(),
     });
 
     tasks.spawn(control.run(updates_rx, stop.clone()));
@@ -129,6 +134,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
     tasks.spawn(async move { source.run(&for_source, sink, until).await });
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
+    tasks.spawn(warnings.follow(stop.clone()));
     tasks.spawn(admin.serve(reporter.handlers(), stop.clone()));
     info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
     Ok(Running { proxy_port, admin: admin_addr, settings, drain, data, stop, tasks, rules, _lock: lock })

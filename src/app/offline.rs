@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::{Settings, SourceKind, UsageError};
 use crate::model::{Snapshot, Store, explain};
 use crate::net::sock;
-use crate::obs::api::{Finding, Resolution, Severity};
+use crate::obs::api::Resolution;
 use crate::rules::apply::{Family, HostTools};
 use crate::rules::{self, Capabilities, Reconciler, Wanted, plan, render};
 use crate::source::cached::{CachedSource, Resumable as _};
@@ -105,7 +105,9 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<Opened> {
             let first = manifests::load(&path).map_err(|fault| UsageError::new(fault.to_string()))?;
             Ok(Opened::Manifests(ManifestSource::new(path, first)))
         }
-        Ok(Chosen::Kubernetes(source)) => Ok(Opened::Kubernetes(source)),
+        Ok(Chosen::Kubernetes(source)) => {
+            Ok(Opened::Kubernetes(source.with_service_proxy_name(&settings.intercept.service_proxy_name)))
+        }
         Ok(Chosen::MetaServer(source)) => Ok(Opened::MetaServer(source)),
         // Nothing was asked for and nothing was found, which may be otherwise in a minute.
         Err(error) if settings.source.kind == SourceKind::Auto && settings.source.kubeconfig.is_none() => {
@@ -116,7 +118,7 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<Opened> {
 }
 
 /// The snapshot and the ranges that `run` would begin with.
-async fn begin(settings: &Settings) -> anyhow::Result<(Arc<Snapshot>, Vec<IpNet>)> {
+pub(super) async fn begin(settings: &Settings) -> anyhow::Result<(Arc<Snapshot>, Vec<IpNet>)> {
     let objects = open(settings).await?.first().await?;
     let mut local = control::local(settings, settings.proxy.port, Vec::new()).await;
     let mut store = Store::new(local.clone());
@@ -128,7 +130,7 @@ async fn begin(settings: &Settings) -> anyhow::Result<(Arc<Snapshot>, Vec<IpNet>
     Ok((store.snapshot(), ranges))
 }
 
-fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start a runtime")
 }
 
@@ -203,36 +205,4 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
 fn free_port() -> anyhow::Result<u16> {
     let listener = sock::listen(0, false).context("cannot find a free port")?;
     Ok(sock::local_addr(&listener)?.port())
-}
-
-/// What would stop the agent on this machine, or make it work wrongly.
-pub fn check(settings: &Settings) -> Vec<Finding> {
-    let Ok(runtime) = runtime() else { return Vec::new() };
-    let mut findings: Vec<Finding> =
-        runtime.block_on(rules::findings(&settings.intercept)).into_iter().map(from_rules).collect();
-    if settings.source.manifests.is_some()
-        && let Err(error) = runtime.block_on(open(settings))
-    {
-        findings.push(Finding {
-            id: "source-manifests".to_owned(),
-            severity: Severity::Problem,
-            what: format!("{error:#}"),
-            mend: "mend the file; `edgesplice run` refuses to start with it".to_owned(),
-        });
-    }
-    findings.sort_by_key(|finding| finding.severity);
-    findings
-}
-
-fn from_rules(finding: rules::Finding) -> Finding {
-    Finding {
-        id: finding.id.to_owned(),
-        severity: match finding.severity {
-            rules::Severity::Problem => Severity::Problem,
-            rules::Severity::Warning => Severity::Warning,
-            rules::Severity::Info => Severity::Info,
-        },
-        what: finding.what,
-        mend: finding.mend,
-    }
 }

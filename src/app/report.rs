@@ -19,6 +19,7 @@ use crate::source::SourceStatus;
 
 use super::control::Shared;
 use super::data::Pulse;
+use super::neighbours::Warnings;
 
 /// Everything that can be reported.
 pub(super) struct Reporter {
@@ -29,6 +30,7 @@ pub(super) struct Reporter {
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) rules: watch::Receiver<RulesReport>,
     pub(super) pulse: Pulse,
+    pub(super) neighbours: Warnings,
 }
 
 impl Reporter {
@@ -49,7 +51,8 @@ impl Reporter {
         let conditions = self.conditions();
         let source = self.source.borrow();
         let rules = self.rules.borrow().clone();
-        let mut warnings = snapshot.warnings.clone();
+        let mut warnings = self.neighbours.lines();
+        warnings.extend(snapshot.warnings.iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
         Status {
             version: crate::obs::VERSION.to_owned(),

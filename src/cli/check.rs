@@ -13,13 +13,21 @@ pub struct Args {
 
 /// Prints what stands in the agent's way on this machine.
 pub fn run(_: &Args, context: &Context) -> anyhow::Result<Exit> {
-    let findings = app::check(&context.start()?);
+    let app::Checkup { packet_filter, findings } = app::check(&context.start()?)?;
     match context.output {
-        Output::Table => out::print(&lines(&findings))?,
+        Output::Table => out::print(&text(&packet_filter, &findings))?,
         Output::Json => out::print_json(&findings)?,
     }
     let problem = findings.iter().any(|f| f.severity == Severity::Problem);
     Ok(if problem { Exit::Found } else { Exit::Done })
+}
+
+/// What is looked at, and what was found.
+fn text(packet_filter: &str, findings: &[Finding]) -> String {
+    if packet_filter.is_empty() {
+        return lines(findings);
+    }
+    format!("packet filter  {}\n{}", out::plain(packet_filter), lines(findings))
 }
 
 /// One line a finding, the worst first, each with the command that mends it.
@@ -58,5 +66,7 @@ mod tests {
              info     note: note is wrong"
         );
         assert_eq!(lines(&[]), "nothing found");
+        assert_eq!(text("iptables-nft: so", &[]), "packet filter  iptables-nft: so\nnothing found");
+        assert_eq!(text("", &[]), "nothing found");
     }
 }

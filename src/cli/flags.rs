@@ -77,6 +77,31 @@ pub struct SettingsArgs {
     /// Which iptables programs are used: auto, nft or legacy [default: auto]
     #[arg(long, value_name = "KIND", env = "EDGESPLICE_IPTABLES_BACKEND", hide_env_values = true)]
     iptables_backend: Option<String>,
+    /// Start although kube-proxy is at work on this node; see also intercept.serviceProxyName
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "EDGESPLICE_COEXIST_WITH_KUBE_PROXY",
+        hide_env_values = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    coexist_with_kube_proxy: Option<String>,
+    /// Serve only Services whose label service.kubernetes.io/service-proxy-name has this value [default: those without]
+    #[arg(long, value_name = "NAME", env = "EDGESPLICE_SERVICE_PROXY_NAME", hide_env_values = true)]
+    service_proxy_name: Option<String>,
+    /// Remove the rules that older EdgeMesh versions left, at start, with a backup
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "EDGESPLICE_REMOVE_STALE",
+        hide_env_values = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    remove_stale: Option<String>,
     /// Port of the acceptor; 0 is any free one, and the rules carry it [default: 0]
     #[arg(long, value_name = "N", env = "EDGESPLICE_PROXY_PORT", hide_env_values = true)]
     proxy_port: Option<String>,
@@ -120,6 +145,9 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("state_dir", keys::STATE_DIR),
     ("service_cidr", keys::SERVICE_CIDRS),
     ("iptables_backend", keys::IPTABLES_BACKEND),
+    ("coexist_with_kube_proxy", keys::COEXIST),
+    ("service_proxy_name", keys::SERVICE_PROXY_NAME),
+    ("remove_stale", keys::REMOVE_STALE),
     ("proxy_port", keys::PROXY_PORT),
     ("dns", keys::DNS_MODE),
     ("dns_listen", keys::DNS_LISTEN),

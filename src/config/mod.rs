@@ -100,6 +100,9 @@ pub enum SourceKind {
     Manifests,
 }
 
+/// The label that names the proxy of a Service (KEP-2447); see [`InterceptSettings::service_proxy_name`].
+pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
 /// What is captured, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InterceptSettings {
@@ -111,6 +114,11 @@ pub struct InterceptSettings {
     pub remove_stale: bool,
     /// Capture `default/kubernetes` as well.
     pub kubernetes_service: bool,
+    /// Start although kube-proxy is at work on this node.
+    pub coexist_with_kube_proxy: bool,
+    /// Serve only Services whose label `service.kubernetes.io/service-proxy-name` has this value; empty: only those
+    /// without the label.
+    pub service_proxy_name: String,
     /// How often the rules are checked and repaired.
     pub sync_period: Duration,
     /// Packet mark of the agent's own connections; one bit.

@@ -32,6 +32,18 @@ pub(super) fn boolean(text: &str) -> Result<bool, String> {
     text.parse().map_err(|_| "give true or false".to_owned())
 }
 
+/// The value of a label, or nothing: at most 63 letters, digits, `-`, `_` and `.`, a letter or digit at both ends.
+pub(super) fn label_value(text: &str) -> Result<String, String> {
+    let inside = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.');
+    let edge = |b: Option<&u8>| b.is_none_or(u8::is_ascii_alphanumeric);
+    let bytes = text.as_bytes();
+    if bytes.len() <= 63 && bytes.iter().copied().all(inside) && edge(bytes.first()) && edge(bytes.last()) {
+        return Ok(text.to_owned());
+    }
+    Err("give the value of a label: at most 63 letters, digits, `-`, `_` or `.`, a letter or digit at both ends"
+        .to_owned())
+}
+
 /// A port, or 0 where any free one will do.
 pub(super) fn port(text: &str) -> Result<u16, String> {
     text.parse().map_err(|_| {

@@ -41,6 +41,8 @@ impl From<&Settings> for RawConfig {
                 iptables_backend: word(IPTABLES_BACKENDS, s.intercept.iptables_backend),
                 remove_stale: one(s.intercept.remove_stale),
                 kubernetes_service: one(s.intercept.kubernetes_service),
+                coexist_with_kube_proxy: one(s.intercept.coexist_with_kube_proxy),
+                service_proxy_name: one(&s.intercept.service_proxy_name),
                 sync_period: one(duration(s.intercept.sync_period)),
                 own_mark: one(format!("{:#x}", s.intercept.own_mark)),
                 refuse_mark: one(format!("{:#x}", s.intercept.refuse_mark)),

@@ -119,6 +119,8 @@ pub(super) struct Intercept {
     pub(super) iptables_backend: One,
     pub(super) remove_stale: One,
     pub(super) kubernetes_service: One,
+    pub(super) coexist_with_kube_proxy: One,
+    pub(super) service_proxy_name: One,
     pub(super) sync_period: One,
     pub(super) own_mark: One,
     pub(super) refuse_mark: One,
@@ -205,6 +207,8 @@ impl RawConfig {
         one(keys::IPTABLES_BACKEND, intercept.iptables_backend);
         one(keys::REMOVE_STALE, intercept.remove_stale);
         one(keys::KUBERNETES_SERVICE, intercept.kubernetes_service);
+        one(keys::COEXIST, intercept.coexist_with_kube_proxy);
+        one(keys::SERVICE_PROXY_NAME, intercept.service_proxy_name);
         one(keys::SYNC_PERIOD, intercept.sync_period);
         one(keys::OWN_MARK, intercept.own_mark);
         one(keys::REFUSE_MARK, intercept.refuse_mark);

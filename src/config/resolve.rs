@@ -138,6 +138,8 @@ fn intercept(layers: &Layers) -> Result<InterceptSettings, UsageError> {
             .unwrap_or(IptablesBackend::Auto),
         remove_stale: layers.one(keys::REMOVE_STALE, parse::boolean)?.unwrap_or(false),
         kubernetes_service: layers.one(keys::KUBERNETES_SERVICE, parse::boolean)?.unwrap_or(false),
+        coexist_with_kube_proxy: layers.one(keys::COEXIST, parse::boolean)?.unwrap_or(false),
+        service_proxy_name: layers.one(keys::SERVICE_PROXY_NAME, parse::label_value)?.unwrap_or_default(),
         sync_period: layers.one(keys::SYNC_PERIOD, parse::duration)?.unwrap_or(Duration::from_secs(2)),
         own_mark: layers.one(keys::OWN_MARK, parse::mark)?.unwrap_or(0x10),
         refuse_mark: layers.one(keys::REFUSE_MARK, parse::mark)?.unwrap_or(0x20),

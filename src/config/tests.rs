@@ -47,7 +47,7 @@ fn what_is_printed_reads_back_as_the_same() {
         "{HEAD}stateDir: '0123'\nnode: {{name: '17'}}\n\
          source: {{kind: manifests, manifests: {{path: '{}'}}, metaserver: {{url: 'http://[::1]:10550/'}}}}\n\
          intercept: {{serviceCIDRs: [fd00::/112, 10.96.0.0/12], iptablesBackend: nft, removeStale: true,\n\
-         \x20 kubernetesService: true, syncPeriod: 1m30s, ownMark: 0x100, refuseMark: 512}}\n\
+         \x20 kubernetesService: true, coexistWithKubeProxy: true, serviceProxyName: 'true', syncPeriod: 1m30s, ownMark: 0x100, refuseMark: 512}}\n\
          proxy: {{port: 15001, workers: 2, drainTimeout: 5m, connectTimeout: 300ms, dialBudget: 2s, dialStagger: 20ms,\n\
          \x20 maxConnections: 10, keepRules: true}}\n\
          backends: {{podNetwork: none}}\n\
@@ -93,6 +93,8 @@ fn the_printed_file_shows_every_key() {
           iptablesBackend: auto
           removeStale: false
           kubernetesService: false
+          coexistWithKubeProxy: false
+          serviceProxyName: ""
           syncPeriod: 2s
           ownMark: "0x10"
           refuseMark: "0x20"
@@ -218,6 +220,9 @@ fn bad_values_name_key_value_line_and_way_out() {
         ("dns: {upstreams: ['169.254.96.16']}", "the agent itself answers there"),
         ("dns: {mode: on}", "give one of auto, off"),
         ("node: {name: 'my_node'}", "is not a DNS label"),
+        ("intercept: {coexistWithKubeProxy: maybe}", "give true or false"),
+        ("intercept: {serviceProxyName: 'a b'}", "serviceProxyName is \"a b\": give the value of a label"),
+        ("intercept: {serviceProxyName: '-x'}", "give the value of a label"),
         ("log: {level: verbose}", "give a level"),
         ("log: {format: xml}", "give one of text, json"),
     ] {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::config::SERVICE_PROXY_NAME_LABEL;
 use crate::source::slim::{self, DestinationRule, EndpointSlice, Endpoints, Node, Service};
 
 use super::gather::{gather, protocol_name};
@@ -124,8 +125,17 @@ fn clash(a: &ServicePort, b: &ServicePort) -> bool {
 
 /// Why a Service with a ClusterIP is not intercepted, if it is not.
 fn left_alone(world: &World<'_>, from: &Sources<'_>) -> Option<String> {
-    if let Some(out) = from.service.opt_out {
-        return Some(format!("its label {} takes it away from this proxy", out.label()));
+    let name = &*world.local.service_proxy_name;
+    match &from.service.opt_out {
+        Some(out) if out.chooses(name) => {}
+        Some(out) => return Some(format!("its label {} takes it away from this proxy", out.label())),
+        None if name.is_empty() => {}
+        None => {
+            let label = SERVICE_PROXY_NAME_LABEL;
+            return Some(format!(
+                "it lacks the label {label}: {name}, by which intercept.serviceProxyName chooses"
+            ));
+        }
     }
     let kubernetes = &*from.id.namespace == "default" && &*from.id.name == "kubernetes";
     if kubernetes && !world.local.capture_kubernetes {

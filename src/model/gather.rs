@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use crate::source::slim::{
-    self, Address, AddressType, Endpoint, Hints, Phase, Pod, PortRef, Service, ServicePort, SlicePort,
+    self, Address, AddressType, Endpoint, Hints, OptOut, Phase, Pod, PortRef, Service, ServicePort, SlicePort,
 };
 
 use super::build::{Sources, World};
@@ -44,9 +44,10 @@ pub(super) fn gather<'a>(
 ) -> Gathered<'a> {
     let mut out = Gathered::default();
     if !from.slices.is_empty() {
-        slices(from, port, v4, &mut out);
+        slices(world, from, port, v4, &mut out);
     } else if let Some(endpoints) = from.endpoints {
-        for subset in endpoints.subsets.iter().filter(|_| endpoints.opt_out.is_none()) {
+        let ours = is_ours(world, endpoints.opt_out.as_ref());
+        for subset in endpoints.subsets.iter().filter(|_| ours) {
             let Some(number) = matching(&subset.ports, port) else { continue };
             for endpoint in &subset.endpoints {
                 match endpoint.address.ip() {
@@ -67,8 +68,14 @@ pub(super) fn gather<'a>(
     out
 }
 
-fn slices<'a>(from: &Sources<'a>, port: &ServicePort, v4: bool, out: &mut Gathered<'a>) {
-    for slice in from.slices.iter().filter(|s| s.opt_out.is_none()) {
+/// Whether a slice or Endpoints object counts. The Service alone must bear the label that chooses this proxy: slices
+/// that people write seldom repeat it. One that chooses another proxy is that one's.
+fn is_ours(world: &World<'_>, opt_out: Option<&OptOut>) -> bool {
+    opt_out.is_none_or(|out| out.chooses(&world.local.service_proxy_name))
+}
+
+fn slices<'a>(world: &World<'a>, from: &Sources<'a>, port: &ServicePort, v4: bool, out: &mut Gathered<'a>) {
+    for slice in from.slices.iter().filter(|slice| is_ours(world, slice.opt_out.as_ref())) {
         let who = || format!("EndpointSlice {}/{}", slice.namespace, slice.name);
         let slice_v4 = match slice.address_type {
             AddressType::IPv4 => true,

@@ -18,6 +18,9 @@ pub struct Local {
     pub routed: Vec<IpNet>,
     /// Serve `default/kubernetes` as well.
     pub capture_kubernetes: bool,
+    /// The value of the label `service.kubernetes.io/service-proxy-name` of the Services that are served; empty: those
+    /// without the label.
+    pub service_proxy_name: Arc<str>,
     /// The cluster's domain, without dots at its ends.
     pub cluster_domain: String,
     /// The ranges whose packets are redirected to the acceptor; nothing inside them is ever dialled.
@@ -36,6 +39,7 @@ impl Local {
             pod_network: PodNetwork::Auto,
             routed: Vec::new(),
             capture_kubernetes: false,
+            service_proxy_name: Arc::from(""),
             cluster_domain: "cluster.local".to_owned(),
             captured: Vec::new(),
             own_addresses: Vec::new(),

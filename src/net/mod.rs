@@ -1,5 +1,7 @@
-//! Sockets: the only place in the program that sets a socket option or a process limit.
+//! Sockets: the only place in the program that sets a socket option or a process limit, and the list of those that
+//! listen.
 //!
 //! Plain std and tokio types go in and out. Nothing here knows services, snapshots or settings.
 
+pub mod listening;
 pub mod sock;

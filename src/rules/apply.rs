@@ -247,3 +247,25 @@ impl fmt::Display for CommandLine<'_> {
         self.1.iter().try_for_each(|arg| write!(f, " {arg}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_back_end_that_the_kernel_lacks_is_no_failure() {
+        for (stderr, unsupported) in [
+            ("iptables-nft-save: Could not fetch rule set generation id: Invalid argument", true),
+            ("iptables-nft-save: Failed to initialize nft: Protocol not supported", true),
+            ("Could not fetch rule set generation id: Permission denied (you must be root)", false),
+            ("something else", false),
+        ] {
+            let error = ToolError::Failed {
+                program: "iptables-nft-save -c".to_owned(),
+                status: "exit status: 1".to_owned(),
+                stderr: stderr.to_owned(),
+            };
+            assert_eq!(error.is_unsupported(), unsupported, "{stderr}");
+        }
+    }
+}

@@ -2,46 +2,62 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dump::Dump;
+use super::dump::{Dump, Rule};
 use super::names::{COMMENT, CREATED_CHAIN};
 use super::plan::FamilyPlan;
-use super::render::{jumps_into_own, stands_first};
+use super::render::{jumps_into_own, stands_behind, stands_first};
 
 /// How this machine's `iptables-save` prints own chains, where it differs from the plan's own wording: rules by
 /// table and chain. Read back right after a restore.
 pub type Wording = BTreeMap<(&'static str, &'static str), Vec<String>>;
 
-/// Each thing that is not as planned, as a line for people; empty when all is well.
+/// One thing that is not as planned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Difference {
+    /// The table.
+    pub table: &'static str,
+    /// What it is, in words.
+    pub what: String,
+    /// Our jump stands, but somebody else's rule stands before it: that rule.
+    pub before_us: Option<String>,
+}
+
+/// Each thing that is not as planned; empty when all is well.
 pub fn differences(
     plan: &FamilyPlan,
     dump: &Dump,
     wording: &Wording,
     created: &BTreeSet<&'static str>,
-) -> Vec<String> {
+) -> Vec<Difference> {
     let mut found = Vec::new();
     for table in &plan.tables {
         let now = dump.table(table.name);
+        let mut add = |what: String, before_us: Option<String>| {
+            let what = format!("{}: {what}", table.name);
+            found.push(Difference { table: table.name, what, before_us });
+        };
         for chain in &table.chains {
             let Some(now) = now.filter(|now| now.has_chain(chain.name)) else {
-                found.push(format!("{}: chain {} is missing", table.name, chain.name));
+                add(format!("chain {} is missing", chain.name), None);
                 continue;
             };
             let expected = wording.get(&(table.name, chain.name)).unwrap_or(&chain.rules);
             if !now.rules_of(chain.name).map(|rule| &rule.text).eq(expected) {
-                found.push(format!("{}: chain {} was changed", table.name, chain.name));
+                add(format!("chain {} was changed", chain.name), None);
             }
         }
         if created.contains(table.name) && !now.is_some_and(|now| now.has_chain(CREATED_CHAIN)) {
-            found.push(format!("{}: chain {CREATED_CHAIN} is missing", table.name));
+            add(format!("chain {CREATED_CHAIN} is missing"), None);
         }
         for (from, to) in &table.jumps {
             if !stands_first(now, from, to) {
-                found.push(format!("{}: the jump from {from} to {to} is not in the first place", table.name));
+                let before_us = now.and_then(|now| stands_behind(now, from, to)).map(Rule::line);
+                add(format!("the jump from {from} to {to} is not in the first place"), before_us);
             }
         }
         let strays = now.into_iter().flat_map(jumps_into_own);
         for stray in strays.filter(|rule| !table.jumps.iter().any(|(from, _)| *from == rule.chain)) {
-            found.push(format!("{}: stray jump `{}`", table.name, stray.line()));
+            add(format!("stray jump `{}`", stray.line()), None);
         }
     }
     found

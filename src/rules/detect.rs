@@ -42,6 +42,8 @@ pub struct Detection {
     pub backend: Backend,
     /// Why this one, in words.
     pub why: String,
+    /// Whether a hint chain decided.
+    pub hinted: bool,
     /// Whether IPv6 can be served.
     pub v6: bool,
     /// Why not, in words; empty where it can.
@@ -60,9 +62,10 @@ pub async fn detect<M: Machine>(machine: &M, setting: IptablesBackend) -> Result
     if !machine.may_administer() {
         return Err(StartError::NotPermitted);
     }
-    let (backend, why) = match setting {
-        IptablesBackend::Nft => (Backend::Nft, "set by intercept.iptablesBackend".to_owned()),
-        IptablesBackend::Legacy => (Backend::Legacy, "set by intercept.iptablesBackend".to_owned()),
+    let set = |backend| (backend, "set by intercept.iptablesBackend".to_owned(), false);
+    let (backend, why, hinted) = match setting {
+        IptablesBackend::Nft => set(Backend::Nft),
+        IptablesBackend::Legacy => set(Backend::Legacy),
         IptablesBackend::Auto => {
             choose(look(machine, Backend::Nft).await, look(machine, Backend::Legacy).await)?
         }
@@ -83,7 +86,7 @@ pub async fn detect<M: Machine>(machine: &M, setting: IptablesBackend) -> Result
     } else {
         "the kernel has no IPv6".to_owned()
     };
-    Ok(Detection { backend, why, v6: no_v6.is_empty(), no_v6 })
+    Ok(Detection { backend, why, hinted, v6: no_v6.is_empty(), no_v6 })
 }
 
 /// The dumps of one back end. IPv6 may be missing; its hints then are, too.
@@ -101,23 +104,23 @@ async fn look<M: Machine>(machine: &M, backend: Backend) -> Seen {
 }
 
 /// A hint in nft, else a hint in legacy, else nft, else what there is.
-fn choose(nft: Seen, legacy: Seen) -> Result<(Backend, String), StartError> {
+fn choose(nft: Seen, legacy: Seen) -> Result<(Backend, String, bool), StartError> {
     let hint = |text: &str| HINTS.into_iter().find(|hint| text.lines().any(|line| line.starts_with(hint)));
     for (backend, seen) in [(Backend::Nft, &nft), (Backend::Legacy, &legacy)] {
         if let Seen::Text(text) = seen
             && let Some(hint) = hint(text)
         {
             let hint = hint.trim_matches([':', ' ']);
-            return Ok((backend, format!("chain {hint} is in it")));
+            return Ok((backend, format!("chain {hint} is in it"), true));
         }
     }
     match (nft, legacy) {
-        (Seen::Text(_), _) => Ok((Backend::Nft, "no hint chain in either back end".to_owned())),
+        (Seen::Text(_), _) => Ok((Backend::Nft, "no hint chain in either back end".to_owned(), false)),
         (Seen::Absent, Seen::Text(_)) => {
-            Ok((Backend::Legacy, "the nft programs are not installed".to_owned()))
+            Ok((Backend::Legacy, "the nft programs are not installed".to_owned(), false))
         }
         (Seen::Broken(error), Seen::Text(_)) => {
-            Ok((Backend::Legacy, format!("the nft back end does not work: {error}")))
+            Ok((Backend::Legacy, format!("the nft back end does not work: {error}"), false))
         }
         (Seen::Broken(error), _) | (Seen::Absent, Seen::Broken(error)) => Err(StartError::Unusable(error)),
         (Seen::Absent, Seen::Absent) => Err(StartError::NoPrograms),

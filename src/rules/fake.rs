@@ -100,6 +100,15 @@ impl Fake {
                 state.tables.clear();
                 state.generation += 1;
             }
+            ["first", table, chain] => {
+                for ((_, _, name), chains) in &mut state.tables {
+                    if name == table {
+                        let rules = chains.iter_mut().find(|(name, _)| name == chain).expect("the chain");
+                        rules.1.insert(0, "-j OTHER".to_owned());
+                    }
+                }
+                state.generation += 1;
+            }
             _ => unreachable!("{line}"),
         }
     }

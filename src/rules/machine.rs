@@ -88,6 +88,9 @@ impl Machine for HostTools {
 /// Bit number of `CAP_NET_ADMIN`, `linux/capability.h`.
 pub const CAP_NET_ADMIN: u32 = 12;
 
+/// Bit number of `CAP_NET_RAW`, `linux/capability.h`.
+pub const CAP_NET_RAW: u32 = 13;
+
 /// The effective capabilities in the text of `/proc/PID/status`; `None` if it does not say.
 pub fn effective_capabilities(status: &str) -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;

@@ -1,14 +1,16 @@
 //! The periodic look at what stands: finding what others changed, and mending exactly that.
 
-use tracing::warn;
+use std::time::Instant;
+
+use tracing::{debug, warn};
 
 use super::apply::{Backend, Family};
-use super::audit;
+use super::audit::{self, Difference};
 use super::detect::detect;
 use super::ipset;
 use super::leftovers::remove_rules;
 use super::machine::Machine;
-use super::plan::{Plan, Wanted, plan};
+use super::plan::{FamilyPlan, Plan, Wanted, plan};
 use super::reconcile::{Reconciler, RulesError};
 use crate::config::IptablesBackend;
 
@@ -16,6 +18,9 @@ use crate::config::IptablesBackend;
 const THOROUGH_EVERY: u32 = 15;
 /// Sets up to this size are compared member by member; larger ones by their number of members.
 const THOROUGH_MEMBERS: usize = 20_000;
+/// Begins, behind the table's name, the warning about a first place that was lost.
+const PLACE_LOST: &str = "another program keeps taking the first place";
+
 impl<M: Machine> Reconciler<M> {
     /// Looks at sets, rules and routes, and mends what does not stand as applied.
     pub(super) async fn mend(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
@@ -38,8 +43,9 @@ impl<M: Machine> Reconciler<M> {
     /// Writes rules anew that do not stand as planned. Where nothing in nft changed since the last look, there is
     /// nothing to read: on a node with ten thousand rules a look takes a fifth of a second.
     async fn mend_rules(&mut self, target: &Plan) -> Result<Vec<String>, RulesError> {
+        let now = Instant::now();
         let generation = if self.backend == Backend::Nft { self.machine.nft_generation() } else { None };
-        if generation.is_some() && generation == self.verified {
+        if generation.is_some() && generation == self.verified && !self.places.is_due(now) {
             return Ok(Vec::new());
         }
         self.verified = None;
@@ -50,15 +56,42 @@ impl<M: Machine> Reconciler<M> {
             let created =
                 self.created.iter().filter(|(of, _)| *of == plan.family).map(|(_, name)| *name).collect();
             let found = audit::differences(plan, &dump, wording, &created);
-            if !found.is_empty() {
+            if self.must_mend(plan, &found, now) {
                 self.install(plan, &dump).await?;
-                mended.extend(found.into_iter().map(|line| format!("{} {line}", plan.family.as_str())));
+                let family = plan.family.as_str();
+                mended.extend(found.into_iter().map(|difference| format!("{family} {}", difference.what)));
             }
         }
         if mended.is_empty() {
             self.verified = generation;
         }
         Ok(mended)
+    }
+
+    /// Whether there is something to mend now. A place that somebody keeps taking is left to them for a while.
+    fn must_mend(&mut self, plan: &FamilyPlan, found: &[Difference], now: Instant) -> bool {
+        let mut must = found.iter().any(|difference| difference.before_us.is_none());
+        for table in &plan.tables {
+            let place = (plan.family, table.name);
+            let warning = format!("in {} {}, {PLACE_LOST}", plan.family.as_str(), table.name);
+            self.report.warnings.retain(|line| !line.starts_with(&warning));
+            let mut lost = found.iter().filter(|difference| difference.table == table.name);
+            let Some(rule) = lost.find_map(|difference| difference.before_us.as_ref()) else {
+                self.places.stands(place);
+                continue;
+            };
+            if self.places.retake(place, now) {
+                must = true;
+            } else if let Some((_, pause)) = self.places.lost().find(|(lost, _)| *lost == place) {
+                let pause = pause.as_secs();
+                let line =
+                    format!("{warning}: `{rule}` stands there; it is taken back every {pause} s at most");
+                // Not through `warn`: the line changes with the pause, and the log has said that it was mended.
+                debug!("{line}");
+                self.report.warnings.push(line);
+            }
+        }
+        must
     }
 
     /// Loads sets anew that are missing or have other members than they should.

@@ -1,6 +1,8 @@
 //! What on this machine would stop the rules from working, or make them work wrongly. Changes nothing.
 
-use std::collections::BTreeSet;
+mod lock;
+mod standing;
+
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -8,13 +10,14 @@ use nix::sys::resource::{Resource, getrlimit};
 
 use super::apply::{Backend, Family, HostTools};
 use super::detect::{StartError, detect};
-use super::dump::Dump;
-use super::leftovers::read;
-use super::names::{NAT_CHAIN, is_own_chain};
+use super::legacy::{self, Options, Roots};
+use super::machine::{CAP_NET_ADMIN, CAP_NET_RAW, effective_capabilities};
 use super::routes;
 use super::scratch::{Lack, lacking};
-use crate::config::InterceptSettings;
+use crate::config::{InterceptSettings, IptablesBackend};
 
+/// What to do where something could not be looked at.
+const AS_ROOT: &str = "run `edgesplice check` as root on the node";
 /// Fewer open files than this, and a busy node runs out: two for each connection, four more while it streams, so
 /// that this is 2,700 streaming connections.
 const ENOUGH_FILES: u64 = 16_384;
@@ -48,62 +51,118 @@ pub struct Finding {
 }
 
 impl Finding {
-    fn new(id: &'static str, severity: Severity, what: impl Into<String>, mend: impl Into<String>) -> Self {
+    /// A finding.
+    pub fn new(
+        id: &'static str,
+        severity: Severity,
+        what: impl Into<String>,
+        mend: impl Into<String>,
+    ) -> Self {
         Self { id, severity, what: what.into(), mend: mend.into() }
     }
 }
 
 use Severity::{Info, Problem, Warning};
 
-/// Looks at this machine, worst findings first.
-pub async fn findings(settings: &InterceptSettings) -> Vec<Finding> {
-    let mut found = Vec::new();
-    rules(settings, &mut found).await;
-    networks(settings, &mut found).await;
-    kernel(&Kernel::read(), &mut found);
-    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
-    found
+/// What a look at the machine brought.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Checkup {
+    /// The back end that the agent would use, and why; empty if there is none.
+    pub packet_filter: String,
+    /// What was found, the worst first; nothing on a healthy node.
+    pub findings: Vec<Finding>,
 }
 
-async fn rules(settings: &InterceptSettings, found: &mut Vec<Finding>) {
+/// Looks at this machine. `ranges` are those that would be captured, as far as they are known.
+pub async fn checkup(settings: &InterceptSettings, ranges: &[IpNet]) -> Checkup {
+    let mut found = Vec::new();
+    let packet_filter = rules(settings, ranges, &mut found).await.unwrap_or_default();
+    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+    found.extend(effective_capabilities(&status).and_then(missing_capability));
+    networks(ranges, &mut found).await;
+    kernel(&Kernel::read(), &mut found);
+    found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    Checkup { packet_filter, findings: found }
+}
+
+async fn rules(settings: &InterceptSettings, ranges: &[IpNet], found: &mut Vec<Finding>) -> Option<String> {
     let detection = match detect(&HostTools, settings.iptables_backend).await {
         Ok(detection) => detection,
         Err(error) => {
             found.push(start_error(&error));
-            return;
+            return None;
         }
     };
     let backend = detection.backend;
-    let what = format!("the {} back end is used: {}", backend.as_str(), detection.why);
-    found.push(Finding::new("iptables-backend", Info, what, ""));
+    against_hints(settings.iptables_backend, backend, found).await;
     if !detection.v6 {
         let what = format!("IPv6 services are not served: {}", detection.no_v6);
         found.push(Finding::new("no-ipv6", Info, what, "enable IPv6 if the cluster uses it"));
     }
-    for family in Family::ALL.into_iter().filter(|family| *family == Family::V4 || detection.v6) {
+    let held = lock(backend, found).await;
+    if !(held && backend == Backend::Legacy) {
+        // With the lock held, the probes would only wait for it.
+        features(backend, detection.v6, found).await;
+    }
+    match legacy::facts(&HostTools, &Roots::default(), &Options::default()).await {
+        Ok(facts) => standing::judge(settings, backend, ranges, &facts, found),
+        Err(error) => found.push(Finding::new("unprobed", Warning, format!("{error:#}"), AS_ROOT)),
+    }
+    Some(format!("iptables-{}: {}", backend.as_str(), detection.why))
+}
+
+/// The back end was set by hand, and the hint chains say otherwise.
+async fn against_hints(setting: IptablesBackend, backend: Backend, found: &mut Vec<Finding>) {
+    if setting == IptablesBackend::Auto {
+        return;
+    }
+    if let Ok(hinted) = detect(&HostTools, IptablesBackend::Auto).await
+        && hinted.hinted
+        && hinted.backend != backend
+    {
+        let (set, other) = (backend.as_str(), hinted.backend.as_str());
+        let what = format!("intercept.iptablesBackend is {set}, but this node uses {other}: {}", hinted.why);
+        let mend = "set intercept.iptablesBackend to auto";
+        found.push(Finding::new("backend-mismatch", Warning, what, mend));
+    }
+}
+
+/// Whether somebody holds the lock of the legacy programs.
+async fn lock(backend: Backend, found: &mut Vec<Finding>) -> bool {
+    let path = lock::path();
+    let Some(holder) = lock::holder(&path).await else { return false };
+    // The nft programs do not take it.
+    let severity = if backend == Backend::Legacy { Problem } else { Info };
+    let what = format!(
+        "the xtables lock {} has been held for over a second by {holder}; legacy rules cannot be changed meanwhile",
+        path.display()
+    );
+    found.push(Finding::new("xtables-lock", severity, what, format!("fuser -v {}", path.display())));
+    true
+}
+
+async fn features(backend: Backend, v6: bool, found: &mut Vec<Finding>) {
+    for family in Family::ALL.into_iter().filter(|family| *family == Family::V4 || v6) {
         match lacking(backend, family).await {
             Ok(lacks) => found.extend(lacks.iter().map(|lack| missing_feature(lack, family))),
             Err(why) => {
                 let what = format!("what the {} packet filter can do is unknown: {why}", family.as_str());
-                found.push(Finding::new(
-                    "unprobed",
-                    Warning,
-                    what,
-                    "run `edgesplice check` as root on the node",
-                ));
+                found.push(Finding::new("unprobed", Warning, what, AS_ROOT));
             }
         }
     }
-    let mut dumps = Vec::new();
-    for backend in Backend::ALL {
-        for family in Family::ALL {
-            // A back end that cannot be read and is not ours to use has no rules in force.
-            if let Ok(Some(dump)) = read(&HostTools, backend, family).await {
-                dumps.push((backend, family, dump));
-            }
-        }
+}
+
+/// `ipset` matches are looked up, and legacy tables read, over raw sockets. `CAP_NET_ADMIN` is `detect`'s to miss.
+fn missing_capability(set: u64) -> Option<Finding> {
+    let has = |bit: u32| set & (1 << bit) != 0;
+    if has(CAP_NET_RAW) || !has(CAP_NET_ADMIN) {
+        return None;
     }
-    standing_rules(backend, &dumps, &listening_ports(), found);
+    let what =
+        "the capability CAP_NET_RAW is missing: iptables can neither match ip sets nor use legacy tables";
+    let mend = "run as root, or add NET_RAW to the container's securityContext.capabilities";
+    Some(Finding::new("missing-capability", Problem, what, mend))
 }
 
 fn start_error(error: &StartError) -> Finding {
@@ -133,66 +192,15 @@ fn missing_feature(lack: &Lack, family: Family) -> Finding {
     Finding::new("missing-feature", Problem, what, format!("modprobe {module}"))
 }
 
-/// What stands in the packet filter already.
-fn standing_rules(
-    backend: Backend,
-    dumps: &[(Backend, Family, Dump)],
-    listening: &BTreeSet<u16>,
-    found: &mut Vec<Finding>,
-) {
-    let foreign = |dump: &Dump| {
-        dump.tables.iter().flat_map(|table| &table.rules).filter(|rule| !is_own_chain(&rule.chain)).count()
-    };
-    let other = dumps.iter().filter(|(of, ..)| *of != backend);
-    let others: usize = other.map(|(.., dump)| foreign(dump)).sum();
-    let ours: usize = dumps.iter().filter(|(of, ..)| *of == backend).map(|(.., dump)| foreign(dump)).sum();
-    if others > 0 && ours > 0 {
-        let name = if backend == Backend::Nft { "legacy" } else { "nft" };
-        let what = format!(
-            "rules stand in both back ends: {ours} in {}, {others} in {name}; a packet passes both",
-            backend.as_str()
-        );
-        let mend = format!("look at `iptables-{name}-save`, and remove what nobody keeps up to date");
-        found.push(Finding::new("mixed-backends", Warning, what, mend));
-    }
-    for (of, family, dump) in dumps {
-        let place = format!("{} {}", of.as_str(), family.as_str());
-        let Some(nat) = dump.table("nat") else { continue };
-        if nat.has_chain("KUBE-SERVICES") {
-            let what = format!(
-                "kube-proxy's chain KUBE-SERVICES stands in {place}; two proxies serve the same addresses"
-            );
-            let mend = "keep kube-proxy off this node, then run `kube-proxy --cleanup`";
-            found.push(Finding::new("kube-proxy", Warning, what, mend));
-        }
-        let port = nat.rules_of(NAT_CHAIN).find_map(|rule| {
-            let words = rule.words();
-            let at = words.iter().position(|word| word == "--to-ports")?;
-            words.get(at + 1)?.parse::<u16>().ok()
-        });
-        if let Some(port) = port.filter(|port| !listening.contains(port)) {
-            let what = format!(
-                "rules of an earlier run stand in {place} and lead to port {port}, where nobody listens"
-            );
-            found.push(Finding::new(
-                "own-leftovers",
-                Problem,
-                what,
-                "edgesplice cleanup, or start the agent",
-            ));
-        }
-    }
-}
-
-/// Addresses and routes that configured ranges would swallow.
-async fn networks(settings: &InterceptSettings, found: &mut Vec<Finding>) {
+/// Addresses and routes that the ranges would swallow.
+async fn networks(ranges: &[IpNet], found: &mut Vec<Finding>) {
     let (Ok(addresses), Ok(routes)) = (routes::local_addresses().await, routes::non_default_routes().await)
     else {
         let what = "the routes of this machine cannot be listed";
-        found.push(Finding::new("unprobed", Warning, what, "run `edgesplice check` as root on the node"));
+        found.push(Finding::new("unprobed", Warning, what, AS_ROOT));
         return;
     };
-    overlaps(&settings.service_cidrs, &addresses, &routes, found);
+    overlaps(ranges, &addresses, &routes, found);
 }
 
 fn overlaps(ranges: &[IpNet], addresses: &[IpAddr], routes: &[IpNet], found: &mut Vec<Finding>) {
@@ -238,7 +246,7 @@ impl Kernel {
 fn kernel(kernel: &Kernel, found: &mut Vec<Finding>) {
     if kernel.ip_forward == Some(0) {
         let what = "net.ipv4.ip_forward is 0: services work, but pods reach nothing else beyond this node";
-        found.push(Finding::new("ip-forward", Info, what, "sysctl -w net.ipv4.ip_forward=1"));
+        found.push(Finding::new("ip-forward", Warning, what, "sysctl -w net.ipv4.ip_forward=1"));
     }
     if kernel.rp_filter == Some(1) {
         let what =
@@ -261,24 +269,6 @@ fn kernel(kernel: &Kernel, found: &mut Vec<Finding>) {
             format!("set LimitNOFILE={PLENTY_OF_FILES} in the unit, or `ulimit -Hn {PLENTY_OF_FILES}`");
         found.push(Finding::new("open-files", Warning, what, mend));
     }
-}
-
-/// Ports with a TCP listener in this network namespace.
-fn listening_ports() -> BTreeSet<u16> {
-    let read =
-        |name: &str| std::fs::read_to_string(format!("/proc/thread-self/net/{name}")).unwrap_or_default();
-    ["tcp", "tcp6"].iter().flat_map(|name| ports_in(&read(name))).collect()
-}
-
-/// Reads `/proc/net/tcp`: the local ports of sockets in state `0A`, listening.
-fn ports_in(text: &str) -> Vec<u16> {
-    let lines = text.lines().skip(1).filter_map(|line| {
-        let mut words = line.split_whitespace().skip(1);
-        let (local, state) = (words.next()?, words.nth(1)?);
-        let (_, port) = local.rsplit_once(':')?;
-        (state == "0A").then(|| u16::from_str_radix(port, 16).ok()).flatten()
-    });
-    lines.collect()
 }
 
 #[cfg(test)]
@@ -319,20 +309,11 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_lead_nowhere_and_rules_in_both_back_ends_are_found() {
-        let dump = |text: &str| Dump::parse(text).unwrap();
-        let nft = dump(
-            "*nat\n:PREROUTING ACCEPT [0:0]\n:EDGESPLICE - [0:0]\n:KUBE-SERVICES - [0:0]\n\
-             -A PREROUTING -j KUBE-SERVICES\n-A EDGESPLICE -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n",
-        );
-        let legacy = dump("*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -j DROP\nCOMMIT\n");
-        let dumps = [(Backend::Nft, Family::V4, nft), (Backend::Legacy, Family::V4, legacy)];
-        let mut found = Vec::new();
-        standing_rules(Backend::Nft, &dumps, &BTreeSet::new(), &mut found);
-        assert_eq!(ids(&found), ["mixed-backends", "kube-proxy", "own-leftovers"]);
-        found.clear();
-        standing_rules(Backend::Nft, &dumps[..1], &BTreeSet::from([15001]), &mut found);
-        assert_eq!(ids(&found), ["kube-proxy"]);
+    fn raw_sockets_are_needed_beside_the_right_to_administer() {
+        let (admin, raw) = (1 << CAP_NET_ADMIN, 1 << CAP_NET_RAW);
+        for (set, missing) in [(admin | raw, false), (admin, true), (0, false)] {
+            assert_eq!(missing_capability(set).is_some(), missing);
+        }
     }
 
     #[test]
@@ -347,12 +328,5 @@ mod tests {
             &mut found,
         );
         assert_eq!(found.iter().map(|f| f.severity).collect::<Vec<_>>(), [Problem, Warning]);
-    }
-
-    #[test]
-    fn reads_listening_ports() {
-        let text = "  sl  local_address rem_address   st\n   0: 0100007F:2845 00000000:0000 0A 0\n   \
-                    1: 0100007F:2846 0100007F:1 01 0\n";
-        assert_eq!(ports_in(text), [0x2845]);
     }
 }

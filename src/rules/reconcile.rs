@@ -15,6 +15,7 @@ use super::ipset;
 use super::leftovers::{read, remove_all, remove_rules, remove_sets};
 use super::machine::Machine;
 use super::names::CREATED_CHAIN;
+use super::places::Places;
 use super::plan::{Capabilities, FamilyPlan, Plan, Wanted, plan};
 use super::render;
 use super::routes::{Entry, RouteError};
@@ -78,6 +79,8 @@ pub struct Reconciler<M> {
     /// The nft generation at which the rules were last seen to stand as planned.
     pub(super) verified: Option<u32>,
     pub(super) checks: u32,
+    /// Fights for the first place.
+    pub(super) places: Places,
     cost: Duration,
     pub(super) report: RulesReport,
 }
@@ -104,6 +107,7 @@ impl<M: Machine> Reconciler<M> {
             created: BTreeSet::new(),
             verified: None,
             checks: 0,
+            places: Places::default(),
             cost: Duration::ZERO,
             report,
         };

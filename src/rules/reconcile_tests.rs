@@ -13,6 +13,8 @@ fn settings(backend: IptablesBackend) -> InterceptSettings {
         iptables_backend: backend,
         remove_stale: false,
         kubernetes_service: false,
+        coexist_with_kube_proxy: false,
+        service_proxy_name: String::new(),
         sync_period: Duration::from_secs(2),
         own_mark: 2,
         refuse_mark: 1,
@@ -91,6 +93,28 @@ async fn rules_are_read_only_when_something_changed() {
     rules.machine().tamper("rules flush");
     rules.check().await.unwrap();
     assert_eq!(rules.machine().picture(), good);
+}
+
+#[tokio::test]
+async fn a_program_that_insists_on_the_first_place_is_not_fought_at_full_speed() {
+    let mut rules = reconciler(Fake::default()).await;
+    rules.apply(&wanted()).await.unwrap();
+    let mut repairs = Vec::new();
+    for _ in 0..6 {
+        rules.machine().tamper("first nat PREROUTING");
+        rules.check().await.unwrap();
+        repairs.push(rules.report().repairs_total);
+    }
+    assert_eq!(repairs, [2, 4, 6, 6, 6, 6], "both families, three times");
+    let warnings = rules.report().warnings;
+    assert!(warnings.len() == 2 && warnings[0].starts_with("in ipv4 nat, another program"), "{warnings:?}");
+    assert!(warnings[0].contains("-A PREROUTING -j OTHER"), "{warnings:?}");
+    // What is really broken is mended meanwhile, and the place with it.
+    rules.machine().tamper("rules flush");
+    rules.check().await.unwrap();
+    assert!(rules.report().repairs_total > 6);
+    rules.check().await.unwrap();
+    assert_eq!(rules.report().warnings, Vec::<String>::new());
 }
 
 #[tokio::test]

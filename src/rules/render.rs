@@ -115,6 +115,13 @@ pub(super) fn stands_first(table: Option<&Table>, from: &str, to: &str) -> bool 
     matches!(ours[..], [only] if first == Some(only) && only.text == jump(to))
 }
 
+/// The foreign rule at the head of `from`, where our jump to `to` stands exactly once behind it.
+pub(super) fn stands_behind<'a>(table: &'a Table, from: &'a str, to: &str) -> Option<&'a Rule> {
+    let ours: Vec<&Rule> = jumps_into_own(table).filter(|rule| rule.chain == from).collect();
+    let first = table.rules_of(from).next()?;
+    matches!(ours[..], [only] if only != first && only.text == jump(to)).then_some(first)
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::apply::Family;

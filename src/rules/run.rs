@@ -15,8 +15,9 @@ use crate::obs::api::RulesReport;
 
 /// First pause after a failed attempt; it doubles up to [`LONGEST_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_millis(250);
-/// Longest pause after failed attempts.
-const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Longest pause after failed attempts: what was in the way may go at any time, and then no more than five seconds
+/// are to pass.
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
 
 /// Applies what is wanted whenever it changes, checks and mends in between, and reports after each step. Until the
 /// first `wanted` with a range arrives, nothing is touched, so that what a killed agent left goes on working.

@@ -45,7 +45,7 @@ const fn both(text: &'static str) -> [&'static str; 2] {
 }
 
 /// What the rules are made of.
-pub const FEATURES: [Feature; 7] = [
+pub const FEATURES: [Feature; 8] = [
     need("rule comments", both("xt_comment"), ["filter", "INPUT"], both("-m comment --comment x -j RETURN")),
     need("matching marks", both("xt_mark"), ["filter", "INPUT"], both("-m mark --mark 0x1/0x1 -j RETURN")),
     need("setting marks", both("xt_mark"), ["mangle", "OUTPUT"], both("-p tcp -j MARK --set-xmark 0x1/0x1")),
@@ -69,6 +69,12 @@ pub const FEATURES: [Feature; 7] = [
             "-p udp -j REJECT --reject-with icmp-port-unreachable",
             "-p udp -j REJECT --reject-with icmp6-port-unreachable",
         ],
+    ),
+    need(
+        "resetting connections",
+        ["ipt_REJECT", "ip6t_REJECT"],
+        ["filter", "INPUT"],
+        both("-p tcp -m tcp --dport 1 -j REJECT --reject-with tcp-reset"),
     ),
     Feature {
         optional: true,
@@ -154,7 +160,7 @@ mod tests {
             need("nonsense", both("xt_nonsense"), ["filter", "INPUT"], both("-m nonsense -j RETURN"));
         for backend in Backend::ALL {
             for family in Family::ALL {
-                let probe = move || probe_all(backend, family, &[FEATURES[0], unknown, FEATURES[6]]);
+                let probe = move || probe_all(backend, family, &[FEATURES[0], unknown, FEATURES[7]]);
                 let lacks = std::thread::spawn(probe).join().unwrap().unwrap();
                 assert_eq!(lacks.iter().map(|lack| lack.feature).collect::<Vec<_>>(), [unknown]);
                 assert!(lacks[0].said.contains("nonsense"), "{}", lacks[0].said);

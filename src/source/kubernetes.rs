@@ -14,67 +14,80 @@ use super::{Sink, Source};
 /// What is followed. Services carry no selector: one that opts out has to be known all the same, because its
 /// `ClusterIP`s lie inside a captured range and must be left alone. Slices that have opted out are of no use to us.
 /// Neither `Endpoints` nor `Namespace`s are needed.
-const RESOURCES: &[Resource] = &[
-    Resource {
-        kind: Kind::Service,
-        name: "services",
-        group: "",
-        paths: &["/api/v1/services"],
-        query: "",
-        need: Need::Required,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::EndpointSlice,
-        name: "endpointslices",
-        group: "discovery.k8s.io",
-        paths: &["/apis/discovery.k8s.io/v1/endpointslices"],
-        // `!service.kubernetes.io/service-proxy-name,!service.edgemesh.kubeedge.io/service-proxy-name,noproxy!=edgemesh`.
-        // Not `!service.kubernetes.io/headless`: the names of headless Services are answered from their slices.
-        query: "&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name%2C\
-                %21service.edgemesh.kubeedge.io%2Fservice-proxy-name%2Cnoproxy%21%3Dedgemesh",
-        need: Need::Required,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::Pod,
-        name: "pods",
-        group: "",
-        paths: &["/api/v1/pods"],
-        // `status.phase!=Succeeded,status.phase!=Failed`
-        query: "&fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed",
-        need: Need::Required,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::Node,
-        name: "nodes",
-        group: "",
-        paths: &["/api/v1/nodes"],
-        query: "",
-        need: Need::Required,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::ServiceCidr,
-        name: "servicecidrs",
-        group: "networking.k8s.io",
-        paths: &["/apis/networking.k8s.io/v1/servicecidrs", "/apis/networking.k8s.io/v1beta1/servicecidrs"],
-        query: "",
-        need: Need::Optional,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::DestinationRule,
-        name: "destinationrules",
-        group: "networking.istio.io",
-        // Served by every Istio, and the only one that EdgeMesh installs everywhere.
-        paths: &["/apis/networking.istio.io/v1alpha3/destinationrules"],
-        query: "",
-        need: Need::Optional,
-        instead_of: None,
-    },
-];
+static RESOURCES: [Resource; 6] = resources(
+    // `!service.kubernetes.io/service-proxy-name,!service.edgemesh.kubeedge.io/service-proxy-name,noproxy!=edgemesh`.
+    // Not `!service.kubernetes.io/headless`: the names of headless Services are answered from their slices.
+    "&labelSelector=%21service.kubernetes.io%2Fservice-proxy-name%2C\
+     %21service.edgemesh.kubeedge.io%2Fservice-proxy-name%2Cnoproxy%21%3Dedgemesh",
+);
+
+/// The same where the label `service-proxy-name` chooses the Services that are ours.
+static RESOURCES_BY_NAME: [Resource; 6] =
+    resources("&labelSelector=%21service.edgemesh.kubeedge.io%2Fservice-proxy-name%2Cnoproxy%21%3Dedgemesh");
+
+const fn resources(slice_query: &'static str) -> [Resource; 6] {
+    [
+        Resource {
+            kind: Kind::Service,
+            name: "services",
+            group: "",
+            paths: &["/api/v1/services"],
+            query: "",
+            need: Need::Required,
+            instead_of: None,
+        },
+        Resource {
+            kind: Kind::EndpointSlice,
+            name: "endpointslices",
+            group: "discovery.k8s.io",
+            paths: &["/apis/discovery.k8s.io/v1/endpointslices"],
+            query: slice_query,
+            need: Need::Required,
+            instead_of: None,
+        },
+        Resource {
+            kind: Kind::Pod,
+            name: "pods",
+            group: "",
+            paths: &["/api/v1/pods"],
+            // `status.phase!=Succeeded,status.phase!=Failed`
+            query: "&fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed",
+            need: Need::Required,
+            instead_of: None,
+        },
+        Resource {
+            kind: Kind::Node,
+            name: "nodes",
+            group: "",
+            paths: &["/api/v1/nodes"],
+            query: "",
+            need: Need::Required,
+            instead_of: None,
+        },
+        Resource {
+            kind: Kind::ServiceCidr,
+            name: "servicecidrs",
+            group: "networking.k8s.io",
+            paths: &[
+                "/apis/networking.k8s.io/v1/servicecidrs",
+                "/apis/networking.k8s.io/v1beta1/servicecidrs",
+            ],
+            query: "",
+            need: Need::Optional,
+            instead_of: None,
+        },
+        Resource {
+            kind: Kind::DestinationRule,
+            name: "destinationrules",
+            group: "networking.istio.io",
+            // Served by every Istio, and the only one that EdgeMesh installs everywhere.
+            paths: &["/apis/networking.istio.io/v1alpha3/destinationrules"],
+            query: "",
+            need: Need::Optional,
+            instead_of: None,
+        },
+    ]
+}
 
 /// Follows a Kubernetes API server.
 #[derive(Debug)]
@@ -91,13 +104,21 @@ impl KubernetesSource {
         let live = Live {
             kind: "kubernetes",
             api: Arc::new(api),
-            resources: RESOURCES,
+            resources: &RESOURCES,
             timing: Timing::kubernetes(),
             trust: None,
             known: Vec::new(),
             known_at: None,
         };
         Ok(Self { live, identity })
+    }
+
+    /// Where `name` is not empty, Services are chosen by their label `service-proxy-name`, and slices with that label
+    /// are followed as well.
+    #[must_use]
+    pub fn with_service_proxy_name(mut self, name: &str) -> Self {
+        self.live.resources = if name.is_empty() { &RESOURCES } else { &RESOURCES_BY_NAME };
+        self
     }
 
     /// With another patience than [`Timing::kubernetes`].

@@ -109,6 +109,33 @@ fn a_label_that_comes_and_goes_is_followed_at_once() {
 }
 
 #[test]
+fn with_a_proxy_name_only_services_that_choose_it_are_served() {
+    let mut store = Store::new(Local { service_proxy_name: "ours".into(), ..Local::new("edge-a") });
+    let labelled = |name: &str, ip: &str, labels: serde_json::Value| {
+        let value = json!({"metadata": {"name": name, "labels": labels}, "spec": {"clusterIP": ip, "ports": [{"port": 80}]}});
+        object(Kind::Service, value)
+    };
+    let label = "service.kubernetes.io/service-proxy-name";
+    store.replace(vec![
+        service("plain", "10.96.0.1", &json!({})),
+        labelled("ours", "10.96.0.2", json!({label: "ours"})),
+        labelled("theirs", "10.96.0.3", json!({label: "theirs"})),
+        labelled("both", "10.96.0.4", json!({label: "ours", "noproxy": "edgemesh"})),
+        // The Service's choice is enough; a slice that was given to another proxy is not ours.
+        slice("ours-1", "ours", &endpoints(&["192.0.2.1"])),
+        object(
+            Kind::EndpointSlice,
+            json!({"metadata": {"name": "ours-2", "labels": {"kubernetes.io/service-name": "ours", label: "theirs"}},
+                "addressType": "IPv4", "ports": [{"port": 8080}], "endpoints": endpoints(&["192.0.2.2"])}),
+        ),
+    ]);
+    let got = store.snapshot();
+    assert_eq!(eligible(&port(&got, "ours", "").v4), ["external 192.0.2.1:8080"]);
+    assert_eq!((got.ports.len(), got.not_proxied.len()), (1, 3));
+    assert!(got.not_proxied[&id("plain")].why.contains("service-proxy-name: ours"));
+}
+
+#[test]
 fn slices_are_joined_by_label_alone() {
     // S5, S6, E18: the slice's name means nothing, and it may come before its Service.
     let mut store = store(vec![slice("unrelated", "web", &endpoints(&["192.0.2.1"]))]);

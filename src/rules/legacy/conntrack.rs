@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use super::facts::Listener;
+use crate::net::listening::Listening;
 use anyhow::Context as _;
 use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple};
 use netlink_packet_netfilter::{
@@ -23,7 +23,7 @@ pub(super) type Targets = BTreeSet<(IpAddr, Option<u16>)>;
 ///
 /// Blocks for the time of one dump: it runs at the end of a command, and the thread must not change, because another
 /// one could stand in another network namespace.
-pub(super) fn delete(targets: &Targets, listeners: &[Listener]) -> anyhow::Result<u64> {
+pub(super) fn delete(targets: &Targets, listeners: &[Listening]) -> anyhow::Result<u64> {
     let mut socket = Socket::new(NETLINK_NETFILTER).context("cannot open a netfilter netlink socket")?;
     socket.bind_auto().context("cannot bind the netfilter netlink socket")?;
     socket.connect(&SocketAddr::new(0, 0)).context("cannot connect the netfilter netlink socket")?;
@@ -101,7 +101,7 @@ fn request(
 }
 
 /// Whether an entry's answers come from one of `targets` although its packets were sent elsewhere.
-fn leads_to(entry: &[ConntrackAttribute], targets: &Targets, listeners: &[Listener]) -> bool {
+fn leads_to(entry: &[ConntrackAttribute], targets: &Targets, listeners: &[Listening]) -> bool {
     let (mut original, mut reply) = (None, None);
     for part in entry {
         match part {
@@ -111,7 +111,7 @@ fn leads_to(entry: &[ConntrackAttribute], targets: &Targets, listeners: &[Listen
         }
     }
     let (Some((asked, _)), Some((answers, port))) = (original, reply) else { return false };
-    let alive = |listener: &Listener| listener.address == (answers, port).into();
+    let alive = |listener: &Listening| listener.address == (answers, port).into();
     asked != answers
         && !listeners.iter().any(alive)
         && (targets.contains(&(answers, None)) || targets.contains(&(answers, Some(port))))

@@ -1,11 +1,12 @@
 //! What was read from the machine, as plain data. Reading it is the business of `read`; judging it of `scan`.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use ipnet::IpNet;
 
+use crate::net::listening::Listening;
 use crate::rules::apply::{Backend, Family};
 use crate::rules::dump::Dump;
 
@@ -27,7 +28,7 @@ pub struct Facts {
     /// The resolver's file, if it exists.
     pub resolver: Option<Resolver>,
     /// Sockets of this network namespace that take connections or datagrams.
-    pub listeners: Vec<Listener>,
+    pub listeners: Vec<Listening>,
     /// Processes of this network namespace that matter to the judgement.
     pub processes: Vec<Process>,
     /// Whether an agent of this program runs in this network namespace.
@@ -110,15 +111,6 @@ pub struct Resolver {
     pub servers: Vec<IpAddr>,
     /// Those of them that were asked and answered.
     pub answering: BTreeSet<IpAddr>,
-}
-
-/// A listening socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Listener {
-    /// Whether it is a UDP socket.
-    pub udp: bool,
-    /// Where it listens; the unspecified address stands for all.
-    pub address: SocketAddr,
 }
 
 /// A process.

@@ -30,15 +30,17 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 pub use backup::default_folder;
-pub use facts::Facts;
+pub use facts::{Facts, Process, Ruleset};
 pub use netns::{Netns, within};
 pub use plan::{Options, Plan};
 pub use read::{Roots, facts};
 pub use remove::{Context, Outcome, Step, script, steps};
 pub use report::{ItemReport, KeptReport, Report, RulesetReport, TableReport};
-pub use scan::plan;
+pub(in crate::rules) use scan::{K3S, KUBE_PROXY};
+pub use scan::{live, plan};
 
 use crate::rules::apply::Firewall;
+use crate::rules::names;
 
 /// What the user asked for.
 #[derive(Clone, Debug, Default)]
@@ -130,17 +132,14 @@ where
 }
 
 /// What older versions left here, one line each, for the agent's start and for `check`.
-pub async fn stale<F: Firewall>(firewall: &F) -> Vec<String> {
-    let rulesets = match read::rulesets(firewall).await {
-        Ok(rulesets) => rulesets,
-        Err(error) => return vec![format!("older rules could not be looked for: {error:#}")],
-    };
+pub fn stale(facts: &Facts) -> Vec<String> {
+    // As if forced: whether it is alive is for `cleanup` to find out.
+    let options = Options { force: true, ..Options::default() };
     let mut lines = Vec::new();
-    for ruleset in rulesets {
+    for ruleset in &facts.rulesets {
         let name = format!("{} {}", ruleset.backend.as_str(), ruleset.family.as_str());
-        let facts = Facts { rulesets: vec![ruleset], ..Facts::default() };
-        // As if forced: whether it is alive is for `cleanup` to find out.
-        let plan = scan::plan(&facts, &Options { force: true, ..Options::default() });
+        let facts = Facts { rulesets: vec![ruleset.clone()], ..Facts::default() };
+        let plan = scan::plan(&facts, &options);
         let versions: Vec<&String> =
             plan.versions.iter().filter(|version| *version != "edgesplice").collect();
         let chains: Vec<&str> = plan
@@ -152,9 +151,18 @@ pub async fn stale<F: Firewall>(firewall: &F) -> Vec<String> {
         if !chains.is_empty() {
             let versions = versions.iter().map(|version| version.as_str()).collect::<Vec<_>>().join("; ");
             let chains = chains.join(", ");
-            lines.push(format!("rules of {versions} are still installed ({name}: {chains}); `edgesplice cleanup` removes them"));
+            lines.push(format!("rules of {versions} are still installed ({name}: {chains})"));
         }
     }
+    let mut theirs = facts.clone();
+    theirs.routes.retain(|route| route.protocol != names::ROUTE_PROTOCOL);
+    let plan = scan::plan(&theirs, &options);
+    for (kind, items) in [("link", &plan.links), ("route", &plan.routes), ("file", &plan.files)] {
+        let stale = items.iter().filter(|item| item.remove);
+        lines.extend(stale.map(|item| format!("{kind} {} is still there: {}", item.name, item.reason)));
+    }
+    let dead = plan.name_servers.iter().filter(|(_, item)| item.remove);
+    lines.extend(dead.map(|(_, item)| format!("in {}, {}", item.name, item.reason)));
     lines
 }
 

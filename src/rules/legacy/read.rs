@@ -9,15 +9,16 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::UdpSocket;
 
-use super::facts::{Facts, FoundFile, Listener, Process, Resolver, Ruleset};
+use super::facts::{Facts, FoundFile, Process, Resolver, Ruleset};
 use super::items::RESOLVER;
 use super::links::Netlink;
 use super::netns;
 use super::pattern::Clauses;
 use super::plan::Options;
-use super::scan::{AGENT, EDGECORE, KUBE_PROXY};
+use super::scan::{AGENT, EDGECORE, K3S, KUBE_PROXY};
 use super::shapes::{FILES, MESH_ADDRESS};
-use crate::rules::apply::{Backend, Family, Firewall, ToolError};
+use crate::net::listening;
+use crate::rules::apply::{Backend, Family, Firewall};
 use crate::rules::dump::Dump;
 
 /// Where the machine's files are found. Tests put another folder in front.
@@ -62,7 +63,7 @@ pub async fn facts<F: Firewall>(firewall: &F, roots: &Roots, options: &Options) 
     let names = sets.lines().filter_map(|line| line.strip_prefix("create ")?.split(' ').next());
     facts.sets = names.map(str::to_owned).collect();
     facts.files = files(roots);
-    facts.listeners = listeners();
+    facts.listeners = listening::listening();
     facts.processes = processes(roots);
     facts.own_agent = own_agent();
     facts.resolver = resolver(roots, &facts, options).await;
@@ -78,7 +79,7 @@ pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ru
             let text = match firewall.save(backend, family).await {
                 Ok(Some(text)) => text,
                 Ok(None) => continue,
-                Err(error) if unsupported(&error) => continue,
+                Err(error) if error.is_unsupported() => continue,
                 Err(error) => return Err(error).with_context(|| format!("cannot read the {} rules", name())),
             };
             let dump =
@@ -97,22 +98,6 @@ pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ru
     Ok(found)
 }
 
-/// Whether the kernel has no such back end or family: then it has no such rules. The programs say it in many ways.
-fn unsupported(error: &ToolError) -> bool {
-    let ToolError::Failed { stderr, .. } = error else { return false };
-    let absent = [
-        "Failed to initialize nft",
-        "Could not fetch rule set generation id",
-        "Protocol not supported",
-        "Address family not supported",
-        "Table does not exist",
-    ];
-    // Without rights nothing can be told.
-    !stderr.contains("ermission denied")
-        && !stderr.contains("not permitted")
-        && absent.iter().any(|text| stderr.contains(text))
-}
-
 fn files(roots: &Roots) -> Vec<FoundFile> {
     let found = FILES.iter().filter_map(|&(path, folder, what)| {
         let meta = fs::symlink_metadata(roots.at(path)).ok()?;
@@ -120,39 +105,6 @@ fn files(roots: &Roots) -> Vec<FoundFile> {
         Some(FoundFile { path, what, as_expected })
     });
     found.collect()
-}
-
-/// Sockets of the calling thread's network namespace; `/proc/net` would be the first thread's.
-fn listeners() -> Vec<Listener> {
-    let mut found = Vec::new();
-    for (file, udp) in [("tcp", false), ("tcp6", false), ("udp", true), ("udp6", true)] {
-        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
-        found.extend(text.lines().skip(1).filter_map(|line| parse_listener(line, udp)));
-    }
-    found
-}
-
-/// One line of `/proc/net/tcp` or `/proc/net/udp`.
-fn parse_listener(line: &str, udp: bool) -> Option<Listener> {
-    let mut fields = line.split_ascii_whitespace();
-    let (_, local, _, state) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    // 0A is TCP_LISTEN; 07, TCP_CLOSE, is every UDP socket without a peer.
-    if state != if udp { "07" } else { "0A" } {
-        return None;
-    }
-    let (address, port) = local.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    // The kernel prints each 32-bit word of the address in the machine's byte order.
-    let mut bytes = Vec::with_capacity(16);
-    for at in (0..address.len()).step_by(8) {
-        bytes.extend(u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
-    }
-    let ip: IpAddr = match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)?.into(),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from)?.to_canonical(),
-        _ => return None,
-    };
-    Some(Listener { udp, address: SocketAddr::new(ip, port) })
 }
 
 /// The processes of this network namespace whose names matter.
@@ -166,17 +118,25 @@ fn processes(roots: &Roots) -> Vec<Process> {
         let arguments = read("cmdline");
         let words: Vec<_> = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy).collect();
         let argv0 = words.first().map(|word| word.rsplit('/').next().unwrap_or_default());
-        let names = [AGENT, EDGECORE, KUBE_PROXY];
+        let names = [AGENT, EDGECORE, KUBE_PROXY].into_iter().chain(K3S);
         let Some(name) = names.into_iter().find(|name| comm == *name || argv0 == Some(name)) else {
             continue;
         };
         // EdgeMesh serves the namespace it runs in. Where that cannot be told, assume this one.
         let there = netns::identity(&folder.join("ns/net"));
-        if there.is_none() || own.is_none() || there == own {
+        let unknown = there.is_none() && !is_dead(&folder);
+        if unknown || own.is_none() || there == own {
             found.push(Process { pid, name, command_line: words.join(" ") });
         }
     }
     found
+}
+
+/// Whether a process has ended, reaped or not: it has no namespace any more, and does nothing.
+fn is_dead(folder: &Path) -> bool {
+    let Ok(stat) = fs::read_to_string(folder.join("stat")) else { return !folder.exists() };
+    // The name stands in brackets and may hold anything; the state follows.
+    stat.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['Z', 'X']))
 }
 
 fn own_agent() -> bool {
@@ -247,38 +207,4 @@ async fn answers(server: IpAddr) -> bool {
 /// Whether a path exists, without following a link at its end.
 pub(super) fn exists(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_back_end_that_the_kernel_lacks_is_no_failure() {
-        let failed = |stderr: &str| ToolError::Failed {
-            program: "iptables-nft-save -c".to_owned(),
-            status: "exit status: 1".to_owned(),
-            stderr: stderr.to_owned(),
-        };
-        assert!(unsupported(&failed(
-            "iptables-nft-save: Could not fetch rule set generation id: Invalid argument"
-        )));
-        assert!(unsupported(&failed("iptables-nft-save: Failed to initialize nft: Protocol not supported")));
-        assert!(!unsupported(&failed(
-            "iptables-nft-save: Could not fetch rule set generation id: Permission denied (you must be root)"
-        )));
-        assert!(!unsupported(&failed("something else")));
-    }
-
-    #[test]
-    fn reads_listening_sockets() {
-        let line =
-            "   1: 1060FEA9:9C41 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 1 1";
-        let found = parse_listener(line, false);
-        assert_eq!(found, Some(Listener { udp: false, address: "169.254.96.16:40001".parse().unwrap() }));
-        assert_eq!(parse_listener(&line.replace(" 0A ", " 01 "), false), None);
-        let line = "  1: 0000000000000000FFFF00001060FEA9:0035 00000000000000000000000000000000:0000 07 0:0 0:0 0 0 0 1";
-        let found = parse_listener(line, true);
-        assert_eq!(found, Some(Listener { udp: true, address: "169.254.96.16:53".parse().unwrap() }));
-    }
 }

@@ -16,8 +16,10 @@ use super::table::{Judge, Owner, ROWS, Row, Verdict, look_alikes};
 pub(super) const AGENT: &str = "edgemesh-agent";
 /// Name of KubeEdge's process, whose versions up to v1.7 had EdgeMesh inside.
 pub(super) const EDGECORE: &str = "edgecore";
+/// Names of k3s's process, which has kube-proxy inside.
+pub(in crate::rules) const K3S: [&str; 3] = ["k3s-server", "k3s-agent", "k3s"];
 /// Name of Kubernetes' own service proxy.
-pub(super) const KUBE_PROXY: &str = "kube-proxy";
+pub(in crate::rules) const KUBE_PROXY: &str = "kube-proxy";
 
 /// What the removed rules say about the rest of the machine.
 #[derive(Debug, Default)]
@@ -221,6 +223,13 @@ fn listening(verdict: &Verdict, facts: &Facts, options: &Options) -> Vec<String>
         }
     }
     found
+}
+
+/// What shows that EdgeMesh is alive: its process, or a listener at the place that its rules lead to.
+pub fn live(facts: &Facts) -> Vec<String> {
+    let mut live: BTreeSet<String> = plan(facts, &Options::default()).refused.into_iter().collect();
+    live.extend(agent(facts));
+    live.into_iter().collect()
 }
 
 fn agent(facts: &Facts) -> Option<String> {

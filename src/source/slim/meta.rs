@@ -8,12 +8,13 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, Unexpected, Visitor};
 
 use super::fields::nullable;
+use crate::config::SERVICE_PROXY_NAME_LABEL as PROXY_NAME;
 
 /// The label by which a Service or slice keeps every interceptor away, or chooses another one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum OptOut {
-    /// `service.kubernetes.io/service-proxy-name`, any value (KEP-2447).
-    ProxyName,
+    /// `service.kubernetes.io/service-proxy-name` with this value (KEP-2447): for the proxy of that name, and no other.
+    ProxyName(Box<str>),
     /// `service.kubernetes.io/headless`, any value.
     Headless,
     /// `service.edgemesh.kubeedge.io/service-proxy-name`, any value (EdgeMesh 1.10 and later).
@@ -24,22 +25,31 @@ pub enum OptOut {
 
 impl OptOut {
     /// The label as a manifest writes it.
-    pub fn label(self) -> &'static str {
+    pub fn label(&self) -> &'static str {
         match self {
-            Self::ProxyName => "service.kubernetes.io/service-proxy-name",
+            Self::ProxyName(_) => PROXY_NAME,
             Self::Headless => "service.kubernetes.io/headless",
             Self::EdgeMeshProxyName => "service.edgemesh.kubeedge.io/service-proxy-name",
             Self::NoProxy => "noproxy=edgemesh",
         }
     }
 
+    /// Whether the label chooses the proxy called `name`. Without a name, no label does.
+    pub fn chooses(&self, name: &str) -> bool {
+        matches!(self, Self::ProxyName(value) if !name.is_empty() && **value == *name)
+    }
+
     fn of(labels: &Labels) -> Option<Self> {
-        for out in [Self::ProxyName, Self::Headless, Self::EdgeMeshProxyName] {
+        for out in [Self::Headless, Self::EdgeMeshProxyName] {
             if labels.contains_key(out.label()) {
                 return Some(out);
             }
         }
-        labels.get("noproxy").is_some_and(|v| v.as_deref() == Some("edgemesh")).then_some(Self::NoProxy)
+        if labels.get("noproxy").is_some_and(|v| v.as_deref() == Some("edgemesh")) {
+            return Some(Self::NoProxy);
+        }
+        // Last, for it alone may mean that the object is ours.
+        labels.get(PROXY_NAME).map(|value| Self::ProxyName(value.clone().unwrap_or_default()))
     }
 }
 

@@ -191,8 +191,15 @@ fn wrong_values_are_refused_with_what_was_expected() {
 #[test]
 fn services_opt_out_by_any_of_four_labels() {
     let cases = [
-        (json!({"service.kubernetes.io/service-proxy-name": ""}), Some(OptOut::ProxyName)),
-        (json!({"service.kubernetes.io/service-proxy-name": "other"}), Some(OptOut::ProxyName)),
+        (json!({"service.kubernetes.io/service-proxy-name": ""}), Some(OptOut::ProxyName("".into()))),
+        (
+            json!({"service.kubernetes.io/service-proxy-name": "other"}),
+            Some(OptOut::ProxyName("other".into())),
+        ),
+        (
+            json!({"service.kubernetes.io/service-proxy-name": "x", "noproxy": "edgemesh"}),
+            Some(OptOut::NoProxy),
+        ),
         (json!({"service.kubernetes.io/headless": ""}), Some(OptOut::Headless)),
         (json!({"service.edgemesh.kubeedge.io/service-proxy-name": "x"}), Some(OptOut::EdgeMeshProxyName)),
         (json!({"noproxy": "edgemesh"}), Some(OptOut::NoProxy)),

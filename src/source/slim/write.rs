@@ -56,14 +56,15 @@ impl From<Fields> for Value {
     }
 }
 
-fn meta(namespace: &str, name: &str, opt_out: Option<OptOut>) -> Fields {
+fn meta(namespace: &str, name: &str, opt_out: Option<&OptOut>) -> Fields {
     let labels = opt_out.map_or_else(Fields::default, |out| Fields(opt_out_label(out)));
     Fields::default().with("name", name).with("namespace", namespace).with("labels", labels)
 }
 
-/// A label counts by its presence, whatever its value, but for the last.
-fn opt_out_label(out: OptOut) -> Map<String, Value> {
+/// Most labels count by their presence, whatever their value.
+fn opt_out_label(out: &OptOut) -> Map<String, Value> {
     let (key, value) = out.label().split_once('=').unwrap_or((out.label(), ""));
+    let value = if let OptOut::ProxyName(name) = out { name } else { value };
     Map::from_iter([(key.to_owned(), Value::from(value))])
 }
 
@@ -117,7 +118,7 @@ fn service(o: &Service) -> Value {
         none.into_iter().chain(o.cluster_ips.iter().map(|ip| Value::from(ip.to_string()))).collect();
     let annotations =
         Fields::default().with("edgesplice.io/load-balancing", o.load_balancing.as_deref().unwrap_or(""));
-    let metadata = meta(&o.namespace, &o.name, o.opt_out)
+    let metadata = meta(&o.namespace, &o.name, o.opt_out.as_ref())
         .with("annotations", annotations)
         .with("creationTimestamp", o.created.as_deref().unwrap_or(""))
         .with("resourceVersion", o.resource_version.to_string());
@@ -153,7 +154,7 @@ fn target_ref(pod: Option<&Arc<str>>) -> Value {
 }
 
 fn slice(o: &EndpointSlice) -> Value {
-    let mut labels = o.opt_out.map(opt_out_label).unwrap_or_default();
+    let mut labels = o.opt_out.as_ref().map(opt_out_label).unwrap_or_default();
     if let Some(service) = &o.service {
         labels.insert("kubernetes.io/service-name".to_owned(), Value::from(&**service));
     }
@@ -218,7 +219,7 @@ fn endpoints(o: &Endpoints) -> Value {
             .into()
     };
     Fields::default()
-        .with("metadata", meta(&o.namespace, &o.name, o.opt_out))
+        .with("metadata", meta(&o.namespace, &o.name, o.opt_out.as_ref()))
         .with("subsets", o.subsets.iter().map(subset).collect::<Vec<Value>>())
         .into()
 }

@@ -4,9 +4,10 @@ mod generated;
 
 use std::fmt::Write as _;
 
-use super::facts::{Link, Listener, Process, Resolver, Route, Ruleset};
+use super::facts::{Link, Process, Resolver, Route, Ruleset};
 use super::plan::{Item, TablePlan};
 use super::*;
+use crate::net::listening::Listening;
 use crate::rules::apply::{Backend, Family};
 use crate::rules::dump::{Chain, Dump, Rule};
 
@@ -287,7 +288,7 @@ fn own_rules_go_unless_the_agent_is_at_work() {
 fn what_is_alive_stays() {
     let mut facts = facts_of(fixture("f5"));
     facts.links = vec![link("edgemesh0", "bridge", "169.254.96.16")];
-    let on = |address: &str, udp| Listener { udp, address: address.parse().unwrap() };
+    let on = |address: &str, udp| Listening { udp, address: address.parse().unwrap(), inode: 0 };
     for (listener, alive) in [
         (on("169.254.96.16:40001", false), true),
         (on("0.0.0.0:40001", false), true),
@@ -346,7 +347,7 @@ fn links_go_by_name_kind_and_address() {
         Facts { links: vec![link("edgemesh0", "bridge", "169.254.96.16"), member], ..Facts::default() };
     assert!(!plan(&facts, &Options::default()).changes());
     let mut facts = Facts { links: vec![link("edgemesh0", "bridge", "169.254.96.16")], ..Facts::default() };
-    facts.listeners = vec![Listener { udp: true, address: "169.254.96.16:53".parse().unwrap() }];
+    facts.listeners = vec![Listening { udp: true, address: "169.254.96.16:53".parse().unwrap(), inode: 0 }];
     assert!(plan(&facts, &Options::default()).blocked());
 }
 

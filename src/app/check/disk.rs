@@ -1,0 +1,69 @@
+//! The state folder: whether it can be written, and whether there is room.
+
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+use nix::unistd::{AccessFlags, access};
+
+use super::finding;
+use crate::obs::api::{Finding, Severity};
+
+/// A snapshot of ten thousand services takes a few megabytes, and two stand there while one replaces the other; so
+/// does a backup of the rules.
+const ENOUGH: u64 = 32 << 20;
+
+/// Looks at the folder, or at the nearest one above it that exists. Writes nothing.
+pub(super) fn check(state_dir: &Path) -> Option<Finding> {
+    let there = state_dir.ancestors().find(|path| path.exists())?;
+    let shown = state_dir.display();
+    let problem = |what: String, mend: String| Some(finding("state-dir", Severity::Problem, what, mend));
+    if !there.is_dir() {
+        let what = format!("the state folder {shown} cannot be made: {} is a file", there.display());
+        return problem(what, "name another folder with --state-dir".to_owned());
+    }
+    match access(there, AccessFlags::W_OK | AccessFlags::X_OK) {
+        Ok(()) => {}
+        Err(Errno::EROFS) => {
+            let what = format!("the state folder {shown} lies on a file system that is mounted read-only");
+            return problem(
+                what,
+                format!("mount -o remount,rw \"$(findmnt -no TARGET -T {})\"", there.display()),
+            );
+        }
+        Err(errno) => {
+            let what = format!("the state folder {shown} cannot be written: {}", errno.desc());
+            return problem(what, "run as root, or name another folder with --state-dir".to_owned());
+        }
+    }
+    let room = statvfs(there).ok()?;
+    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    let what = if room.files() > 0 && room.files_available() == 0 {
+        "has no room for another file".to_owned()
+    } else if free < ENOUGH {
+        format!("has {} KiB left", free >> 10)
+    } else {
+        return None;
+    };
+    let what = format!("the file system of the state folder {shown} {what}");
+    Some(finding("disk-full", Severity::Warning, what, format!("df -h {}, and make room", there.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_is_yet_to_be_made_is_fine_and_one_below_a_file_is_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        let id = |path: &Path| check(path).map(|finding| finding.id);
+        assert_eq!(id(dir.path()), None);
+        assert_eq!(id(&dir.path().join("not/yet/there")), None);
+        assert!(!dir.path().join("not").exists());
+        assert_eq!(id(&file.join("state")), Some("state-dir".to_owned()));
+        // No folder can be made there; which of the two it is called depends on what root may do.
+        assert!(id(Path::new("/proc/edgesplice")).is_some());
+    }
+}

@@ -1,0 +1,131 @@
+//! The look around at start: the agent does not go to work beside another proxy, and says what a former one left.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use anyhow::bail;
+use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::config::{SERVICE_PROXY_NAME_LABEL, Settings};
+use crate::rules::apply::HostTools;
+use crate::rules::legacy::{self, Options, Request, Roots};
+use crate::rules::neighbours::Neighbours;
+
+/// How often it is looked again whether the leftovers are gone, as long as there are any.
+const LOOK_AGAIN: Duration = Duration::from_mins(1);
+/// What takes leftovers away.
+const WAY_OUT: &str = "`edgesplice cleanup` removes it, `--dry-run` shows what would go";
+
+/// Warnings about the neighbourhood, for `status`.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Warnings(Arc<ArcSwap<Found>>);
+
+#[derive(Debug, Default)]
+struct Found {
+    lasting: Vec<String>,
+    stale: Vec<String>,
+}
+
+impl Warnings {
+    /// Each a line.
+    pub(super) fn lines(&self) -> Vec<String> {
+        let found = self.0.load();
+        let stale = found.stale.iter().map(|line| format!("{line}; {WAY_OUT}"));
+        found.lasting.iter().cloned().chain(stale).collect()
+    }
+
+    /// Looks now and then whether the leftovers are gone, until they are.
+    pub(super) async fn follow(self, stop: CancellationToken) {
+        while !self.0.load().stale.is_empty() {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(LOOK_AGAIN) => {}
+            }
+            if let Ok(found) = look().await {
+                let lasting = self.0.load().lasting.clone();
+                self.0.store(Arc::new(Found { lasting, stale: found.stale }));
+            }
+        }
+    }
+}
+
+/// Who else works here.
+pub(super) async fn look() -> anyhow::Result<Neighbours> {
+    let facts = legacy::facts(&HostTools, &Roots::default(), &Options::default()).await?;
+    Ok(Neighbours::of(&facts))
+}
+
+/// Refuses to start beside a live EdgeMesh, or beside kube-proxy unless told to coexist; removes leftovers if told to.
+/// Call it with the instance lock held, so that what a killed agent left is not taken for somebody's leftovers.
+pub(super) async fn admit(settings: &Settings) -> anyhow::Result<Warnings> {
+    let mut found = match look().await {
+        Ok(found) => found,
+        // No proof of a neighbour: the reconciler reports it if the rules cannot be worked with.
+        Err(error) => {
+            let lasting = vec![format!("older rules and other proxies could not be looked for: {error:#}")];
+            warn!("{}", lasting[0]);
+            return Ok(Warnings(Arc::new(ArcSwap::from_pointee(Found { lasting, ..Found::default() }))));
+        }
+    };
+    refuse(settings, &found)?;
+    if settings.intercept.remove_stale && !found.stale.is_empty() {
+        match remove(settings).await {
+            Ok(()) => found = look().await.unwrap_or(found),
+            Err(error) => warn!("the leftovers of older versions could not be removed: {error:#}"),
+        }
+    }
+    let mut lasting = Vec::new();
+    if !found.kube_proxy.is_empty() && settings.intercept.service_proxy_name.is_empty() {
+        lasting.push(format!(
+            "kube-proxy serves the same Services ({}): the rules that stand first win; share the Services out with \
+             intercept.serviceProxyName and the label {SERVICE_PROXY_NAME_LABEL}",
+            found.kube_proxy.join("; ")
+        ));
+    }
+    let warnings = Warnings(Arc::new(ArcSwap::from_pointee(Found { lasting, stale: found.stale })));
+    for line in warnings.lines() {
+        warn!("{line}");
+    }
+    Ok(warnings)
+}
+
+fn refuse(settings: &Settings, found: &Neighbours) -> anyhow::Result<()> {
+    if !found.edgemesh.is_empty() {
+        bail!(
+            "EdgeMesh is alive on this node: {}; stop it (`kubectl -n kubeedge delete daemonset edgemesh-agent`, or \
+             edgeMesh.enable: false in edgecore.yaml), then start again",
+            found.edgemesh.join("; ")
+        );
+    }
+    if !found.kube_proxy.is_empty() && !settings.intercept.coexist_with_kube_proxy {
+        bail!(
+            "kube-proxy is at work on this node: {}; keep it off this node and run `kube-proxy --cleanup`, or let \
+             both work with --coexist-with-kube-proxy and --service-proxy-name",
+            found.kube_proxy.join("; ")
+        );
+    }
+    Ok(())
+}
+
+async fn remove(settings: &Settings) -> anyhow::Result<()> {
+    let request = Request {
+        backup: legacy::default_folder(&settings.state_dir, SystemTime::now()),
+        ..Request::default()
+    };
+    let report = legacy::clean(&HostTools, &Roots::default(), &request).await?;
+    info!(
+        found = report
+            .versions
+            .iter()
+            .filter(|name| *name != "edgesplice")
+            .cloned()
+            .collect::<Vec<_>>()
+            .join("; "),
+        backup = report.backup.as_deref().unwrap_or_default(),
+        restore = report.restore.as_deref().unwrap_or_default(),
+        "removed what older versions left"
+    );
+    Ok(())
+}

@@ -1,0 +1,297 @@
+//! What stands in the packet filter already, and who else works there. Pure.
+
+use std::collections::BTreeSet;
+
+use ipnet::IpNet;
+
+use super::{Finding, Info, Problem, Warning};
+use crate::config::{InterceptSettings, SERVICE_PROXY_NAME_LABEL};
+use crate::rules::apply::{Backend, Family};
+use crate::rules::dump::{Dump, Rule, Table};
+use crate::rules::legacy::{Facts, Ruleset};
+use crate::rules::names::{NAT_CHAIN, is_own_chain};
+use crate::rules::neighbours::Neighbours;
+
+/// The tables that this program writes to.
+const TABLES: [&str; 3] = ["nat", "mangle", "filter"];
+
+/// Judges what was read. `backend` is the one in use, `ranges` are the captured ones as far as they are known.
+pub(super) fn judge(
+    settings: &InterceptSettings,
+    backend: Backend,
+    ranges: &[IpNet],
+    facts: &Facts,
+    found: &mut Vec<Finding>,
+) {
+    mixed(backend, facts, found);
+    neighbours(settings, &Neighbours::of(facts), found);
+    for ruleset in &facts.rulesets {
+        own_leftovers(ruleset, facts, found);
+        found.extend(default_deny(ruleset));
+        not_tracked(ruleset, ranges, found);
+        for table in ruleset.unreadable.iter().filter(|table| TABLES.contains(&table.as_str())) {
+            let what = format!(
+                "table {table} of {} holds something that iptables-{} cannot read; the agent's rules may be refused there",
+                place(ruleset),
+                ruleset.backend.as_str()
+            );
+            let family = if ruleset.family == Family::V4 { "ip" } else { "ip6" };
+            let mend = format!(
+                "nft list table {family} {table}, and move the foreign rules to a table of their own"
+            );
+            found.push(Finding::new("unreadable-table", Warning, what, mend));
+        }
+    }
+}
+
+fn place(ruleset: &Ruleset) -> String {
+    format!("{} {}", ruleset.backend.as_str(), ruleset.family.as_str())
+}
+
+fn mixed(backend: Backend, facts: &Facts, found: &mut Vec<Finding>) {
+    let foreign = |dump: &Dump| {
+        dump.tables.iter().flat_map(|table| &table.rules).filter(|rule| !is_own_chain(&rule.chain)).count()
+    };
+    let count = |of: fn(&Backend, &Backend) -> bool| -> usize {
+        facts
+            .rulesets
+            .iter()
+            .filter(|ruleset| of(&ruleset.backend, &backend))
+            .map(|one| foreign(&one.dump))
+            .sum()
+    };
+    let (ours, others) = (count(PartialEq::eq), count(PartialEq::ne));
+    // Rules in the other one alone: the agent's jumps are the only ones in its own, and the same packet passes both.
+    if others == 0 {
+        return;
+    }
+    let name = if backend == Backend::Nft { "legacy" } else { "nft" };
+    let what = format!(
+        "{others} rules stand in {name} beside {ours} in {}, which is the back end in use; a packet passes both",
+        backend.as_str()
+    );
+    let mend = format!("look at `iptables-{name}-save`, and remove what nobody keeps up to date");
+    found.push(Finding::new("mixed-backends", Warning, what, mend));
+}
+
+fn neighbours(settings: &InterceptSettings, neighbours: &Neighbours, found: &mut Vec<Finding>) {
+    for line in &neighbours.stale {
+        found.push(Finding::new("stale-edgemesh", Problem, line, "edgesplice cleanup"));
+    }
+    if !neighbours.edgemesh.is_empty() {
+        let what = format!(
+            "EdgeMesh is alive: {}; the agent does not start beside it",
+            neighbours.edgemesh.join("; ")
+        );
+        let mend = "kubectl -n kubeedge delete daemonset edgemesh-agent; then edgesplice cleanup";
+        found.push(Finding::new("edgemesh-alive", Problem, what, mend));
+    }
+    if neighbours.kube_proxy.is_empty() {
+        return;
+    }
+    let evidence = neighbours.kube_proxy.join("; ");
+    if !settings.coexist_with_kube_proxy {
+        let what = format!("kube-proxy is at work: {evidence}; the agent does not start beside it");
+        let mend = "keep kube-proxy off this node and run `kube-proxy --cleanup`, or set intercept.coexistWithKubeProxy";
+        found.push(Finding::new("kube-proxy", Problem, what, mend));
+    } else if settings.service_proxy_name.is_empty() {
+        let what = format!("kube-proxy is at work: {evidence}; both serve the same Services");
+        let mend = format!(
+            "set intercept.serviceProxyName, and give the Services the label {SERVICE_PROXY_NAME_LABEL}"
+        );
+        found.push(Finding::new("kube-proxy", Warning, what, mend));
+    }
+}
+
+fn own_leftovers(ruleset: &Ruleset, facts: &Facts, found: &mut Vec<Finding>) {
+    let Some(nat) = ruleset.dump.table("nat") else { return };
+    let port = nat.rules_of(NAT_CHAIN).find_map(|rule| value(rule, "--to-ports")?.parse::<u16>().ok());
+    let listening = |port: u16| facts.listeners.iter().any(|one| !one.udp && one.address.port() == port);
+    if let Some(port) = port.filter(|port| !listening(*port)) {
+        let what = format!(
+            "rules of an earlier run stand in {} and lead to port {port}, where nobody listens",
+            place(ruleset)
+        );
+        found.push(Finding::new("own-leftovers", Problem, what, "edgesplice cleanup, or start the agent"));
+    }
+}
+
+/// The value of an option that is not negated.
+fn value(rule: &Rule, option: &str) -> Option<String> {
+    let words = rule.words();
+    let at = words.iter().position(|word| word == option)?;
+    let negated = at.checked_sub(1).is_some_and(|before| words[before] == "!");
+    if negated { None } else { words.get(at + 1).cloned() }
+}
+
+/// A firewall that lets in only what a rule accepts. The agent's own rule accepts what it captured; the answers that it
+/// gets from backends are the firewall's to accept.
+fn default_deny(ruleset: &Ruleset) -> Option<Finding> {
+    let filter = ruleset.dump.table("filter")?;
+    let policy = filter.chains.iter().any(|chain| chain.name == "INPUT" && chain.policy == "DROP");
+    let last = filter.rules_of("INPUT").last();
+    let closes = |rule: &Rule| ["-j DROP", "-j REJECT"].iter().any(|target| rule.text.starts_with(target));
+    if !policy && !last.is_some_and(closes) {
+        return None;
+    }
+    let place = place(ruleset);
+    if accepts_answers(filter) {
+        let what = format!(
+            "the host firewall ({place}, chain INPUT) drops what no rule accepts; services pass by the agent's own rule, \
+             everything else on this node needs one of the firewall's"
+        );
+        return Some(Finding::new("input-default-deny", Info, what, ""));
+    }
+    let what = format!(
+        "the host firewall ({place}, chain INPUT) drops what no rule accepts, and no rule accepts answers: neither \
+         backends nor local clients can talk to the agent"
+    );
+    let program = if ruleset.family == Family::V4 { "iptables" } else { "ip6tables" };
+    let mend = format!(
+        "{program}-{} -I INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
+        ruleset.backend.as_str()
+    );
+    Some(Finding::new("input-default-deny", Problem, what, mend))
+}
+
+/// Whether a rule that can be reached from `INPUT` accepts established connections, or everything.
+fn accepts_answers(filter: &Table) -> bool {
+    let mut seen = BTreeSet::from(["INPUT".to_owned()]);
+    let mut open = vec!["INPUT".to_owned()];
+    while let Some(chain) = open.pop() {
+        for rule in filter.rules_of(&chain) {
+            let Some(target) = rule.target() else { continue };
+            let states = value(rule, "--ctstate").or_else(|| value(rule, "--state"));
+            let answers = states.is_some_and(|states| states.split(',').any(|state| state == "ESTABLISHED"));
+            if target == "ACCEPT" && (answers || rule.text == "-j ACCEPT") {
+                return true;
+            }
+            if filter.has_chain(&target) && !is_own_chain(&target) && seen.insert(target.clone()) {
+                open.push(target);
+            }
+        }
+    }
+    false
+}
+
+/// Packets that connection tracking does not see are not captured.
+fn not_tracked(ruleset: &Ruleset, ranges: &[IpNet], found: &mut Vec<Finding>) {
+    let Some(raw) = ruleset.dump.table("raw") else { return };
+    let untracked = raw.rules.iter().filter(|rule| match rule.target().as_deref() {
+        Some("NOTRACK") => true,
+        Some("CT") => rule.text.contains("--notrack"),
+        _ => false,
+    });
+    let captured = |net: &IpNet| match net {
+        // NodeLocal DNSCache's own address, which no range covers.
+        IpNet::V4(v4) if v4.addr().is_link_local() => false,
+        _ => ranges.is_empty() || ranges.iter().any(|range| range.contains(net) || net.contains(range)),
+    };
+    let nets: BTreeSet<IpNet> = untracked
+        .filter_map(|rule| {
+            let text = value(rule, "-d")?;
+            text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
+        })
+        .filter(captured)
+        .collect();
+    for net in nets {
+        let what = format!(
+            "packets to {} are not tracked ({} raw, as NodeLocal DNSCache does it), so the agent does not get them",
+            if net.prefix_len() == net.max_prefix_len() { net.addr().to_string() } else { net.to_string() },
+            place(ruleset)
+        );
+        let mend = "leave it where NodeLocal DNSCache is to answer; else kubectl -n kube-system delete daemonset node-local-dns";
+        found.push(Finding::new("notrack", Warning, what, mend));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::IptablesBackend;
+
+    fn settings() -> InterceptSettings {
+        InterceptSettings {
+            service_cidrs: Vec::new(),
+            iptables_backend: IptablesBackend::Auto,
+            remove_stale: false,
+            kubernetes_service: false,
+            coexist_with_kube_proxy: false,
+            service_proxy_name: String::new(),
+            sync_period: std::time::Duration::from_secs(2),
+            own_mark: 2,
+            refuse_mark: 1,
+        }
+    }
+
+    fn ruleset(backend: Backend, text: &str) -> Ruleset {
+        let dump = Dump::parse(text).unwrap();
+        Ruleset { backend, family: Family::V4, text: text.to_owned(), dump, unreadable: Vec::new() }
+    }
+
+    fn found(settings: &InterceptSettings, ranges: &[&str], rulesets: Vec<Ruleset>) -> Vec<Finding> {
+        let ranges: Vec<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
+        let mut found = Vec::new();
+        judge(settings, Backend::Nft, &ranges, &Facts { rulesets, ..Facts::default() }, &mut found);
+        found
+    }
+
+    fn ids(found: &[Finding]) -> Vec<&'static str> {
+        found.iter().map(|finding| finding.id).collect()
+    }
+
+    #[test]
+    fn rules_that_lead_nowhere_and_rules_in_both_back_ends_are_found() {
+        let nft = "*nat\n:PREROUTING ACCEPT [0:0]\n:EDGESPLICE - [0:0]\n:KUBE-SERVICES - [0:0]\n\
+             -A PREROUTING -j KUBE-SERVICES\n-A KUBE-SERVICES -j RETURN\n\
+             -A EDGESPLICE -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n";
+        let legacy = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -s 192.0.2.1/32 -j DROP\nCOMMIT\n";
+        let both = || vec![ruleset(Backend::Nft, nft), ruleset(Backend::Legacy, legacy)];
+        assert_eq!(ids(&found(&settings(), &[], both())), ["mixed-backends", "kube-proxy", "own-leftovers"]);
+        let coexist = InterceptSettings { coexist_with_kube_proxy: true, ..settings() };
+        assert_eq!(found(&coexist, &[], both())[1].severity, Warning);
+        let shared = InterceptSettings { service_proxy_name: "edgesplice".to_owned(), ..coexist };
+        assert_eq!(ids(&found(&shared, &[], both())), ["mixed-backends", "own-leftovers"]);
+    }
+
+    #[test]
+    fn a_closed_firewall_is_a_problem_only_where_answers_are_dropped() {
+        let filter = |policy: &str, rules: &str| {
+            let text = format!("*filter\n:INPUT {policy} [0:0]\n:ufw-before-input - [0:0]\n{rules}COMMIT\n");
+            let found = found(&settings(), &[], vec![ruleset(Backend::Nft, &text)]);
+            found.first().map(|finding| (finding.id, finding.severity))
+        };
+        let id = "input-default-deny";
+        assert_eq!(filter("ACCEPT", "-A INPUT -s 192.0.2.1/32 -j DROP\n"), None);
+        assert_eq!(filter("DROP", ""), Some((id, Problem)));
+        assert_eq!(filter("DROP", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n"), Some((id, Problem)));
+        assert_eq!(
+            filter("ACCEPT", "-A INPUT -j REJECT --reject-with icmp-host-prohibited\n"),
+            Some((id, Problem))
+        );
+        let ufw = "-A INPUT -j ufw-before-input\n-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
+        assert_eq!(filter("DROP", ufw), Some((id, Info)));
+    }
+
+    #[test]
+    fn untracked_services_are_found_and_nodelocals_own_address_is_not() {
+        let raw = "*raw\n:PREROUTING ACCEPT [0:0]\n\
+             -A PREROUTING -d 10.96.0.10/32 -p udp -m udp --dport 53 -j CT --notrack\n\
+             -A PREROUTING -d 10.96.0.10/32 -p tcp -m tcp --dport 53 -j NOTRACK\n\
+             -A PREROUTING -d 169.254.20.10/32 -p udp -m udp --dport 53 -j CT --notrack\nCOMMIT\n";
+        let rulesets = || vec![ruleset(Backend::Nft, raw)];
+        let got = found(&settings(), &["10.96.0.0/12"], rulesets());
+        assert_eq!(ids(&got), ["notrack"]);
+        assert!(got[0].what.contains("10.96.0.10 "), "{}", got[0].what);
+        assert_eq!(ids(&found(&settings(), &[], rulesets())), ["notrack"]);
+        assert_eq!(ids(&found(&settings(), &["10.32.0.0/16"], rulesets())), [""; 0]);
+    }
+
+    #[test]
+    fn what_the_programs_cannot_read_is_named() {
+        let mut odd = ruleset(Backend::Nft, "*nat\nCOMMIT\n");
+        odd.unreadable = vec!["nat".to_owned(), "inet-thing".to_owned()];
+        let got = found(&settings(), &[], vec![odd]);
+        assert_eq!(ids(&got), ["unreadable-table"]);
+    }
+}
