@@ -95,7 +95,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     }
     let admin = AdminServer::bind(settings.admin.listen)?;
     let admin_addr = admin.local_addr();
-    let proxy = Proxy::bind(&settings.proxy, settings.intercept.own_mark)?;
+    let threads = data::threads(&settings.proxy);
+    let proxy = Proxy::bind_sharded(&settings.proxy, settings.intercept.own_mark, threads)?;
     let proxy_port = proxy.port();
 
     let upstreams = Arc::new(Upstreams::new());
@@ -113,7 +114,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let drain = Drain::new();
 
     let control = Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), wanted_tx).await;
-    let data = DataPlane::start(proxy, &settings.proxy, Arc::clone(&upstreams), drain.clone())?;
+    let data = DataPlane::start(proxy, &upstreams, &drain)?;
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,
