@@ -26,7 +26,7 @@ use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::admin::AdminServer;
 use crate::obs::api::RulesReport;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, probe};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
@@ -115,6 +115,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 
     let control = Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), wanted_tx).await;
     let data = DataPlane::start(proxy, &upstreams, &drain)?;
+    let probed = Arc::clone(&upstreams);
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,
@@ -126,6 +127,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     });
 
     tasks.spawn(control.run(updates_rx, stop.clone()));
+    tasks.spawn(probe::run(probed, settings.intercept.own_mark, stop.clone()));
     let sink = Sink { updates: updates_tx, status: status_tx };
     tasks.spawn(source.run(sink, stop.clone()));
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));

@@ -24,6 +24,8 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const LAST_STEP: u32 = 6;
 /// Most connections turned away at once.
 const SHED_BATCH: usize = 4096;
+/// Accepting goes on once this part of the connections allowed is free.
+const ROOM: u64 = 16;
 /// Least time between two warnings.
 const WARN_EVERY: Duration = Duration::from_secs(10);
 
@@ -83,9 +85,11 @@ impl Acceptor {
             return;
         }
         shared.counters.accept_pauses.fetch_add(1, Relaxed);
+        // Room for more than one, so that it does not pause again at the next connection.
+        let low = shared.max_connections - shared.max_connections / ROOM;
         loop {
             let ended = shared.ended.notified();
-            if shared.counters.active.load(Relaxed) < shared.max_connections {
+            if shared.counters.active.load(Relaxed) < shared.max_connections.min(low.max(1)) {
                 return;
             }
             ended.await;

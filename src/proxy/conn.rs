@@ -13,11 +13,12 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::balance::{PortCounters, Upstream, Upstreams};
-use crate::model::{Frontend, Protocol};
+use crate::model::{Frontend, Mode, Protocol};
 use crate::net::sock;
 
 use super::Shared;
 use super::dial::{self, DialError, Request};
+use super::greeting;
 use super::relay::Relay;
 
 /// Counts a connection as open for as long as it lives.
@@ -61,6 +62,10 @@ enum Refusal {
     Direct,
     /// No service port is offered there.
     Unknown(SocketAddr),
+    /// The client has as many connections as one address may have.
+    Greedy,
+    /// The service port has as many connections as it may have.
+    Full,
     /// No backend could be connected.
     Dial(DialError),
 }
@@ -70,6 +75,8 @@ impl fmt::Display for Refusal {
         match self {
             Self::Direct => f.write_str("it dialled the acceptor itself"),
             Self::Unknown(dst) => write!(f, "no service port is offered at {dst}"),
+            Self::Greedy => f.write_str("its address has as many connections as it may (proxy.maxConnectionsPerSource)"),
+            Self::Full => f.write_str("the service port has as many connections as it may"),
             Self::Dial(e) => e.fmt(f),
         }
     }
@@ -82,7 +89,14 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         Ok(found) => found,
         Err(why) => return refuse(&client, peer, shared, &why),
     };
+    let Some(_entry) = shared.sources.enter(peer.ip().to_canonical()) else {
+        return refuse(&client, peer, shared, &Refusal::Greedy);
+    };
     let _visit = Visit::new(&upstream.counters);
+    if upstream.port.max_connections.is_some_and(|most| upstream.counters.active.load(Relaxed) > most.into()) {
+        upstream.counters.refused.fetch_add(1, Relaxed);
+        return refuse(&client, peer, shared, &Refusal::Full);
+    }
 
     // Boxed: a dial needs more room than a relay, and for a short time only.
     let dialled = Box::pin(connect(&client, peer, dst, shared, &upstreams, &upstream)).await;
@@ -90,9 +104,19 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         Ok(dialled) => dialled,
         Err(e) => {
             upstream.counters.refused.fetch_add(1, Relaxed);
+            // An HTTP client is told more than a refusal says.
+            if matches!(e, DialError::Exhausted { all_refused: true, .. }) && upstream.port.mode != Mode::Http {
+                upstreams.hold(&upstream, dst.ip());
+            }
             return refuse(&client, peer, shared, &Refusal::Dial(e));
         }
     };
+
+    if upstream.port.proxy_protocol {
+        let header = greeting::header(sock::unmapped(peer), dst);
+        // The send buffer of a new connection holds many times that. A failure shows in the relay.
+        let _ = backend.try_write(&header);
+    }
 
     let mut relay = Relay::new(client, backend, Arc::clone(&upstream.counters));
     let mut kill = pin!(shared.kill.notified());

@@ -8,7 +8,10 @@
 mod accept;
 mod conn;
 pub mod dial;
+mod greeting;
+pub mod probe;
 pub mod relay;
+mod sources;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -28,6 +31,7 @@ use crate::net::sock;
 
 use dial::{DialLimits, TcpDialer};
 use relay::PipePool;
+use sources::Sources;
 
 /// Descriptors left for everything that is not a connection: files, DNS, the admin endpoint, the source.
 const RESERVED_DESCRIPTORS: u64 = 128;
@@ -66,6 +70,7 @@ struct Shared {
     counters: Arc<Counters>,
     limits: DialLimits,
     max_connections: u64,
+    sources: Sources,
     destination: Destination,
     guard: Guard,
     dialer: TcpDialer,
@@ -116,6 +121,7 @@ impl Proxy {
                     stagger: settings.dial_stagger,
                 },
                 max_connections,
+                sources: Sources::new(settings.max_per_source),
                 destination: Arc::new(sock::original_dst),
                 guard: Arc::new(|_| false),
                 dialer: TcpDialer { mark: own_mark },
