@@ -22,20 +22,33 @@ use super::greeting;
 use super::relay::Relay;
 
 /// Counts a connection as open for as long as it lives.
-pub(super) struct Ticket(Arc<Shared>);
+#[derive(Debug)]
+pub(super) struct Ticket {
+    shared: Arc<Shared>,
+    /// The part of the acceptor that serves it.
+    place: usize,
+}
 
 impl Ticket {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, place: usize) -> Self {
         shared.counters.accepted.fetch_add(1, Relaxed);
         shared.counters.active.fetch_add(1, Relaxed);
-        Self(shared)
+        shared.parts[place].active.fetch_add(1, Relaxed);
+        Self { shared, place }
+    }
+
+    /// The part of the acceptor that serves the connection.
+    pub(super) fn place(&self) -> usize {
+        self.place
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.counters.active.fetch_sub(1, Relaxed);
-        self.0.ended.notify_waiters();
+        let shared = &self.shared;
+        shared.parts[self.place].active.fetch_sub(1, Relaxed);
+        shared.counters.active.fetch_sub(1, Relaxed);
+        shared.ended.notify_waiters();
     }
 }
 
@@ -75,7 +88,9 @@ impl fmt::Display for Refusal {
         match self {
             Self::Direct => f.write_str("it dialled the acceptor itself"),
             Self::Unknown(dst) => write!(f, "no service port is offered at {dst}"),
-            Self::Greedy => f.write_str("its address has as many connections as it may (proxy.maxConnectionsPerSource)"),
+            Self::Greedy => {
+                f.write_str("its address has as many connections as it may (proxy.maxConnectionsPerSource)")
+            }
             Self::Full => f.write_str("the service port has as many connections as it may"),
             Self::Dial(e) => e.fmt(f),
         }
@@ -84,7 +99,7 @@ impl fmt::Display for Refusal {
 
 /// Serves one accepted connection to its end.
 pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, upstreams: Arc<Upstreams>) {
-    let shared = &*ticket.0;
+    let shared = &*ticket.shared;
     let (dst, upstream) = match route(&client, peer, shared, &upstreams) {
         Ok(found) => found,
         Err(why) => return refuse(&client, peer, shared, &why),
@@ -93,7 +108,8 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         return refuse(&client, peer, shared, &Refusal::Greedy);
     };
     let _visit = Visit::new(&upstream.counters);
-    if upstream.port.max_connections.is_some_and(|most| upstream.counters.active.load(Relaxed) > most.into()) {
+    if upstream.port.max_connections.is_some_and(|most| upstream.counters.active.load(Relaxed) > most.into())
+    {
         upstream.counters.refused.fetch_add(1, Relaxed);
         return refuse(&client, peer, shared, &Refusal::Full);
     }
@@ -105,7 +121,8 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         Err(e) => {
             upstream.counters.refused.fetch_add(1, Relaxed);
             // An HTTP client is told more than a refusal says.
-            if matches!(e, DialError::Exhausted { all_refused: true, .. }) && upstream.port.mode != Mode::Http {
+            if matches!(e, DialError::Exhausted { all_refused: true, .. }) && upstream.port.mode != Mode::Http
+            {
                 upstreams.hold(&upstream, dst.ip());
             }
             return refuse(&client, peer, shared, &Refusal::Dial(e));

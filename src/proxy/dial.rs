@@ -184,7 +184,8 @@ pub async fn dial<D: Dialer>(
                     if over {
                         a.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
                         let timed_out = io::ErrorKind::TimedOut.into();
-                        last = DialError::Exhausted { tried: tried.len(), last: timed_out, all_refused: false };
+                        last =
+                            DialError::Exhausted { tried: tried.len(), last: timed_out, all_refused: false };
                     }
                     !over
                 });

@@ -79,6 +79,8 @@ struct Shared {
     kill: Notify,
     /// Told when a connection has ended.
     ended: Notify,
+    /// The parts that accept, in the order of [`Shard::place`].
+    parts: Vec<accept::Part>,
 }
 
 impl Proxy {
@@ -129,6 +131,7 @@ impl Proxy {
                 killed: AtomicBool::new(false),
                 kill: Notify::new(),
                 ended: Notify::new(),
+                parts: Vec::new(),
             },
         })
     }
@@ -168,11 +171,14 @@ impl Proxy {
     }
 
     /// One part for each socket, each to be served on a runtime of its own. The kernel spreads new connections over
-    /// them, and a connection stays with the thread that accepted it.
-    pub fn into_shards(self) -> Vec<Shard> {
+    /// them by a hash; a part that has clearly more than another hands new ones on.
+    pub fn into_shards(mut self) -> Vec<Shard> {
+        let (parts, inboxes): (Vec<_>, Vec<_>) = self.listeners.iter().map(|_| accept::Part::new()).unzip();
+        self.shared.parts = parts;
         let shared = Arc::new(self.shared);
-        let part = |listener| Shard { listener, shared: Arc::clone(&shared) };
-        self.listeners.into_iter().map(part).collect()
+        let shard =
+            |(place, (listener, inbox))| Shard { listener, inbox, place, shared: Arc::clone(&shared) };
+        self.listeners.into_iter().zip(inboxes).enumerate().map(shard).collect()
     }
 
     /// Serves all sockets on the current runtime, see [`Shard::serve`].
@@ -187,6 +193,8 @@ impl Proxy {
 /// One of the acceptor's sockets, and the connections that come in on it.
 pub struct Shard {
     listener: TcpListener,
+    inbox: accept::Inbox,
+    place: usize,
     shared: Arc<Shared>,
 }
 
@@ -195,10 +203,10 @@ impl Shard {
     ///
     /// Runs on the current runtime, which should be the data plane's own.
     pub async fn serve(self, upstreams: Arc<Upstreams>, drain: Drain) -> anyhow::Result<()> {
-        let Self { listener, shared } = self;
+        let Self { listener, inbox, place, shared } = self;
         let listener = tokio::net::TcpListener::from_std(listener)
             .context("cannot hand the acceptor's socket to the runtime")?;
-        let acceptor = accept::Acceptor::new(listener, Arc::clone(&shared), upstreams)?;
+        let acceptor = accept::Acceptor::new(listener, inbox, place, Arc::clone(&shared), upstreams)?;
         drain.spawn("accept", acceptor.run(drain.clone()));
         drain.stop().cancelled().await;
         tokio::select! {
@@ -211,6 +219,15 @@ impl Shard {
             () = shared.idle() => {}
         }
         Ok(())
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("port", &self.port)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
     }
 }
 

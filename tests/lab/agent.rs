@@ -42,7 +42,13 @@ impl Agent {
     pub fn on(node: &Node) -> AgentBuilder {
         let home = node.dir().join(format!("agent-{}", node.name));
         fs::create_dir_all(home.join("manifests")).expect("a folder for manifests");
-        AgentBuilder { node: node.clone(), program: PROGRAM.to_owned(), wrapper: Vec::new(), args: Vec::new(), home }
+        AgentBuilder {
+            node: node.clone(),
+            program: PROGRAM.to_owned(),
+            wrapper: Vec::new(),
+            args: Vec::new(),
+            home,
+        }
     }
 
     /// Its process id.

@@ -73,7 +73,7 @@ impl Relay {
             down: Direction::default(),
             up_flow: Flow::Open,
             down_flow: Flow::Open,
-            vigil: Vigil::default(),
+            vigil: Vigil::new(),
             counters,
         }
     }

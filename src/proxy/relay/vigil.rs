@@ -4,7 +4,7 @@
 //! unacknowledged, and goes on retransmitting for a quarter of an hour. `TCP_USER_TIMEOUT` would end that sooner, but
 //! also ends connections whose peer is alive and merely does not read (measured on Linux 6.18). What tells the two
 //! apart is the acknowledgement of retransmissions and window probes, so that is looked at. A connection on which
-//! nothing is under way has no timer and is never looked at.
+//! nothing is under way is looked at once, which switches keep-alive on for it, and has no timer from then on.
 
 use std::future::Future as _;
 use std::pin::Pin;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep, sleep};
 
-use crate::net::diag;
+use crate::net::{diag, sock};
 
 /// Time between two looks at a connection on which bytes move.
 const EVERY: Duration = Duration::from_secs(15);
@@ -31,9 +31,11 @@ pub(super) enum Side {
 }
 
 /// The watch over one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Vigil {
     timer: Option<Pin<Box<Sleep>>>,
+    /// Keep-alive is on for the backend's side. The client's has it from the start.
+    keeps_alive: bool,
     client: Peer,
     backend: Peer,
 }
@@ -48,7 +50,17 @@ struct Peer {
 }
 
 impl Vigil {
-    /// Notes that bytes have moved from the client (`up`) and from the backend (`down`).
+    /// A watch that begins now.
+    pub(super) fn new() -> Self {
+        Self {
+            timer: Some(Box::pin(sleep(EVERY))),
+            keeps_alive: false,
+            client: Peer::default(),
+            backend: Peer::default(),
+        }
+    }
+
+    /// Notes that bytes have moved: from the client (`up`) and from the backend (`down`).
     pub(super) fn note(&mut self, up: bool, down: bool) {
         self.client.heard |= up;
         self.backend.told |= up;
@@ -60,10 +72,20 @@ impl Vigil {
     }
 
     /// Ready with the side that has died.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>, client: &TcpStream, backend: &TcpStream) -> Poll<Side> {
+    pub(super) fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &TcpStream,
+        backend: &TcpStream,
+    ) -> Poll<Side> {
         loop {
             let Some(timer) = &mut self.timer else { return Poll::Pending };
             ready!(timer.as_mut().poll(cx));
+            if !self.keeps_alive {
+                self.keeps_alive = true;
+                // A socket that has failed tells so when it is next read.
+                let _ = sock::keep_alive(backend);
+            }
             let looks = [
                 self.client.look(|| diag::delivery(client).ok()),
                 self.backend.look(|| diag::delivery(backend).ok()),
@@ -109,7 +131,9 @@ impl Peer {
         }
         match delivery() {
             Some(found) if found.unacknowledged > 0 && found.silence >= PATIENCE => Look::Dead,
-            Some(found) if found.unacknowledged > 0 => Look::Again(EVERY.min(PATIENCE.saturating_sub(found.silence))),
+            Some(found) if found.unacknowledged > 0 => {
+                Look::Again(EVERY.min(PATIENCE.saturating_sub(found.silence)))
+            }
             // Acknowledged; or a socket that has ended, which its next read tells.
             _ => {
                 self.told = false;
@@ -133,7 +157,11 @@ mod tests {
         assert_eq!(peer.look(|| Some(delivery(9, 20))), Look::Again(EVERY));
         assert_eq!(peer.look(|| Some(delivery(9, 50))), Look::Again(Duration::from_secs(10)));
         assert_eq!(peer.look(|| Some(delivery(9, 60))), Look::Dead);
-        assert_eq!(peer.look(|| Some(delivery(0, 600))), Look::Quiet, "silent because there is nothing to say");
+        assert_eq!(
+            peer.look(|| Some(delivery(0, 600))),
+            Look::Quiet,
+            "silent because there is nothing to say"
+        );
         assert_eq!(peer.look(|| panic!("nobody asks")), Look::Quiet);
     }
 
