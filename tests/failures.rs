@@ -134,3 +134,133 @@ fn a_backend_that_comes_back_is_used_again() {
         (ask(&a).as_deref() == Ok("c")).then_some(())
     });
 }
+
+#[test]
+fn when_every_backend_refuses_so_are_clients_until_one_is_back() {
+    let lab = Lab::new("hold");
+    let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));
+    let _other = Server::greeting(&c, 7000, "ok");
+    let alive = objects::list(objects::pair("alive", "10.96.0.61", 80, 7000, &["192.168.77.3"]));
+    let agent = Agent::on(&a)
+        .manifest("trio.json", &manifest(&["192.168.77.2"]))
+        .manifest("alive.json", &alive)
+        .start();
+    // The first client cannot be refused any more, it has been accepted; it is what makes the others be.
+    assert!(ask(&a).is_err());
+    eventually("refusal of the next clients", Duration::from_secs(3), || {
+        (a.connect(SERVICE).err() == Some(Errno::ECONNREFUSED)).then_some(())
+    });
+    for _ in 0..20 {
+        assert_eq!(a.connect(SERVICE).err(), Some(Errno::ECONNREFUSED), "{}", agent.log());
+        let mut stream = a.connect("10.96.0.61:80").expect("the other service never notices");
+        assert_eq!(read_all(&mut stream).ok().as_deref(), Some("ok"));
+    }
+    let back = Server::greeting(&b, 7000, "back");
+    let returned = Instant::now();
+    eventually("the backend's return", Duration::from_secs(5), || ask(&a).ok());
+    println!("a backend that returns is used after {:?}", returned.elapsed());
+    for number in 0..20 {
+        assert_eq!(ask(&a).as_deref(), Ok("back"), "connection {number}; {}", agent.log());
+    }
+    drop(back);
+}
+
+#[test]
+fn a_backend_that_resets_after_accept_is_never_taken_for_one_that_has_said_all() {
+    let lab = Lab::new("resets");
+    let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));
+    let _good = Server::greeting(&b, 7000, "ok");
+    let _bad = Server::start(&c, 7000, lab::reset);
+    let agent = Agent::on(&a).manifest("trio.json", &manifest(&["192.168.77.2", "192.168.77.3"])).start();
+    let answers: Vec<_> = (0..60).map(|_| ask(&a)).collect();
+    assert!(answers.iter().filter(|answer| answer.as_deref() == Ok("ok")).count() > 10, "{}", agent.log());
+    for answer in answers {
+        assert!([Ok("ok"), Err(&Errno::ECONNRESET)].contains(&answer.as_deref()), "{answer:?}");
+    }
+}
+
+#[test]
+fn a_backend_that_does_not_accept_holds_few_clients_up() {
+    let lab = Lab::new("slow");
+    let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));
+    let _good = Server::greeting(&b, 7000, "ok");
+    // It takes two connections into its queue and lets the others' first packets fall.
+    let _slow = c.enter(|| {
+        use socket2::{Domain, Socket, Type};
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let any: std::net::SocketAddr = ([0, 0, 0, 0], 7000).into();
+        socket.bind(&any.into()).expect("the port is free");
+        socket.listen(1).expect("it can listen");
+        socket
+    });
+    let agent = Agent::on(&a).manifest("trio.json", &manifest(&["192.168.77.2", "192.168.77.3"])).start();
+    let mut waiting = Vec::new();
+    for number in 0..40 {
+        let started = Instant::now();
+        let mut stream = a.connect(SERVICE).expect("accepted");
+        stream.set_read_timeout(Some(Duration::from_millis(700))).expect("a timeout");
+        let mut bytes = Vec::new();
+        match stream.read_to_end(&mut bytes) {
+            Ok(_) => assert_eq!(bytes, b"ok", "connection {number}"),
+            Err(error) => {
+                assert_eq!(errno(&error), Errno::ETIMEDOUT, "connection {number}; {}", agent.log());
+                waiting.push(stream);
+            }
+        }
+        assert!(started.elapsed() < Duration::from_secs(2));
+    }
+    assert!(waiting.len() <= 3, "{} clients hang", waiting.len());
+}
+
+/// Cuts a node off without a word, as a power failure does.
+fn cut_off(node: &Netns) {
+    for chain in ["INPUT", "OUTPUT"] {
+        node.must(&["iptables-nft", "-I", chain, "-j", "DROP"]);
+    }
+}
+
+#[test]
+fn a_node_that_dies_in_mid_connection_is_noticed_within_the_keep_alive_budget() {
+    const BUDGET: Duration = Duration::from_secs(80);
+    let lab = Lab::new("dies");
+    let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));
+    let _echo = Server::echo(&b, 7000);
+    let _stream = Server::start(&c, 7001, |mut stream| {
+        let chunk = [7; 64 * 1024];
+        while stream.write_all(&chunk).is_ok() {}
+    });
+    let endless = objects::list(objects::pair("endless", "10.96.0.62", 80, 7001, &["192.168.77.3"]));
+    let agent = Agent::on(&a)
+        .manifest("trio.json", &manifest(&["192.168.77.2"]))
+        .manifest("endless.json", &endless)
+        .start();
+    let open = || {
+        let mut stream = a.connect(SERVICE).expect("accepted");
+        stream.write_all(b"!").and_then(|()| stream.read_exact(&mut [0])).expect("an echo");
+        stream.set_read_timeout(Some(BUDGET)).expect("a timeout");
+        stream
+    };
+    let (mut silent, mut speaking) = (open(), open());
+    // A peer that is alive and merely does not read must be let alone.
+    let mut stalled = a.connect("10.96.0.62:80").expect("accepted");
+    cut_off(&b);
+    let died = Instant::now();
+    let beating = speaking.try_clone().expect("a second handle");
+    let beat = std::thread::spawn(move || {
+        // Its own bytes must not make the dead one look alive.
+        while (&beating).write_all(b"still there?").is_ok() {
+            std::thread::sleep(Duration::from_secs(2));
+        }
+    });
+    let waits = std::thread::spawn(move || (silent.read(&mut [0; 1]), died.elapsed()));
+    let (said, after) = (speaking.read(&mut [0; 1]), died.elapsed());
+    assert_eq!(said.as_ref().map_err(errno), Err(Errno::ECONNRESET), "after {after:?}; {}", agent.log());
+    println!("with bytes under way the client was reset after {after:?}");
+    let (said, after) = waits.join().expect("it does not panic");
+    assert_eq!(said.as_ref().map_err(errno), Err(Errno::ECONNRESET), "after {after:?}");
+    println!("silent, the client was reset after {after:?}");
+    beat.join().expect("it does not panic");
+    std::thread::sleep(BUDGET.saturating_sub(died.elapsed()));
+    let mut bytes = vec![0; 32 << 20];
+    stalled.read_exact(&mut bytes).expect("a stalled reader goes on where it stopped");
+}

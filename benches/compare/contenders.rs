@@ -4,11 +4,13 @@ use std::fmt::Write as _;
 use std::fs;
 
 use crate::cpu;
-use crate::lab::{Agent, Lab, Node, Pod, Process, objects};
+use crate::lab::{Agent, AgentBuilder, Lab, Node, Pod, Process, objects};
 use crate::origin::{BULK_PORT, HTTP_PORT};
 
 /// All of them, in the order of the table's columns.
-pub(crate) const KINDS: [&str; 5] = ["direct", "dnat", "haproxy", "nginx", "edgesplice"];
+pub(crate) const KINDS: [&str; 6] = ["direct", "dnat", "haproxy", "nginx", "edgesplice", OTHER];
+/// Another build of edgesplice, taken in when the variable of that name, in capitals, holds its path.
+pub(crate) const OTHER: &str = "other";
 /// The service's address, on every node but that of `direct`.
 const CLUSTER_IP: &str = "10.96.0.10";
 /// Where a proxy that does not install rules itself listens.
@@ -52,7 +54,7 @@ impl Contender {
                 nat(&node, |_, to| format!("REDIRECT --to-ports {to}"));
                 proxy = Some(nginx(&node, &backend));
             }
-            _ => agent = Some(edgesplice(&node, &backend)),
+            _ => agent = Some(edgesplice(kind, &node, &backend)),
         }
         let address = if kind == "direct" { backend } else { CLUSTER_IP.to_owned() };
         Self { kind, client, address, pids: cpu::pids(&node), _proxy: proxy, _agent: agent }
@@ -118,11 +120,20 @@ pub(crate) fn start_nginx(node: &Node, stream: &str, port: u16) -> Process {
     process
 }
 
-fn edgesplice(node: &Node, backend: &str) -> Agent {
+/// The agent of `kind` on `node`, not yet started.
+pub(crate) fn agent(kind: &str, node: &Node) -> AgentBuilder {
+    let builder = Agent::on(node);
+    match std::env::var(OTHER.to_uppercase()) {
+        Ok(path) if kind == OTHER => builder.program(&path),
+        _ => builder,
+    }
+}
+
+fn edgesplice(kind: &str, node: &Node, backend: &str) -> Agent {
     let ports = [("tcp-http", HTTP_PORT, HTTP_PORT, "TCP"), ("tcp-bulk", BULK_PORT, BULK_PORT, "TCP")];
     let objects = objects::list([
         objects::service("origin", &[CLUSTER_IP], &ports),
         objects::slice("origin", &ports.map(|(name, port, _, protocol)| (name, port, protocol)), &[backend]),
     ]);
-    Agent::on(node).manifest("origin.json", &objects).start()
+    agent(kind, node).manifest("origin.json", &objects).start()
 }

@@ -5,7 +5,9 @@
 //! minute of the machine falls on all. The load generator, the server and the contender share the machine's cores:
 //! figures compare within one run and say nothing about another machine.
 //!
-//! Run it with `make bench`. `QUICK=1` makes it short; `ROWS=direct,dnat,haproxy,nginx,edgesplice` picks contenders.
+//! Run it with `make bench`. `QUICK=1` makes it short; `ROWS=direct,dnat,haproxy,nginx,edgesplice` picks contenders,
+//! `MEASURES=bulk1,bulk8,keepAlive,newConnections,latency,size` what is measured, and `OTHER=path` takes another build of
+//! edgesplice in as a contender.
 
 // It is a program for people: it prints.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
@@ -23,7 +25,7 @@ mod lab;
 
 use std::time::Duration;
 
-use contenders::{Contender, KINDS};
+use contenders::{Contender, KINDS, OTHER};
 use lab::Lab;
 use load::{MEASURES, Outcome};
 use report::Report;
@@ -42,8 +44,13 @@ fn main() {
     } else {
         Plan { quick, rounds: 5, each: Duration::from_secs(3) }
     };
-    let wanted = std::env::var("ROWS").unwrap_or_else(|_| KINDS.join(","));
+    let wanted = std::env::var("ROWS").unwrap_or_else(|_| {
+        let usual = KINDS.iter().filter(|kind| **kind != OTHER || std::env::var_os("OTHER").is_some());
+        usual.copied().collect::<Vec<_>>().join(",")
+    });
     let wanted: Vec<&str> = wanted.split(',').collect();
+    let measures = std::env::var("MEASURES").unwrap_or_default();
+    let measured = |key: &str| measures.is_empty() || measures.split(',').any(|wanted| wanted == key);
     if let Some(unknown) = wanted.iter().find(|row| !KINDS.contains(row)) {
         eprintln!("ROWS: there is no `{unknown}`; there are {}", KINDS.join(", "));
         std::process::exit(64);
@@ -59,7 +66,7 @@ fn main() {
         .collect();
     let mut report = Report::new(&facts, &contenders, &plan);
     for round in 0..plan.rounds {
-        for measure in MEASURES {
+        for measure in MEASURES.iter().filter(|measure| measured(measure.key)) {
             for place in 0..contenders.len() {
                 // Another one goes first in each round.
                 let contender = &contenders[(place + round) % contenders.len()];
@@ -75,7 +82,7 @@ fn main() {
     eprintln!();
     drop(contenders);
     for kind in KINDS.iter().filter(|kind| wanted.contains(kind)) {
-        if let Some(size) = scale::measure(kind, &lab) {
+        if let Some(size) = measured("size").then(|| scale::measure(kind, &lab)).flatten() {
             report.add_scale(kind, &size);
         }
     }

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use crate::contenders::{haproxy_head, start_haproxy, start_nginx};
+use crate::contenders::{OTHER, agent, haproxy_head, start_haproxy, start_nginx};
 use crate::cpu;
 use crate::lab::{Agent, Lab, Node, objects};
 
@@ -39,7 +39,7 @@ pub(crate) fn measure(kind: &str, lab: &Lab) -> Option<Size> {
         }
         "haproxy" => (None, Some(start_haproxy(&node, &haproxy_config(), FIRST_PORT + SERVICES - 1)), None),
         "nginx" => (None, Some(start_nginx(&node, &nginx_config(), FIRST_PORT + SERVICES - 1)), None),
-        "edgesplice" => return Some(measure_agent(&node)),
+        "edgesplice" | OTHER => return Some(measure_agent(kind, &node)),
         _ => return None,
     };
     let ready = started.elapsed();
@@ -50,7 +50,7 @@ pub(crate) fn measure(kind: &str, lab: &Lab) -> Option<Size> {
     Some(size(resident, ready, again, &node))
 }
 
-fn measure_agent(node: &Node) -> Size {
+fn measure_agent(kind: &str, node: &Node) -> Size {
     let all = (0..SERVICES).flat_map(|service| {
         let addresses: Vec<String> = (0..ENDPOINTS).map(|endpoint| backend(service, endpoint)).collect();
         let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
@@ -58,15 +58,15 @@ fn measure_agent(node: &Node) -> Size {
     });
     let text = objects::list(all);
     let start = || {
-        let builder = Agent::on(node).manifest("all.json", &text);
+        let builder = agent(kind, node).manifest("all.json", &text);
         let started = Instant::now();
         (builder.start(), started.elapsed())
     };
-    let (agent, first) = start();
-    agent.stop();
-    let (agent, again) = start();
+    let (running, first) = start();
+    running.stop();
+    let (running, again) = start();
     std::thread::sleep(Duration::from_secs(1));
-    let resident = cpu::resident(&[agent.pid()]);
+    let resident = cpu::resident(&[running.pid()]);
     size(Some(resident), first, Some(again), node)
 }
 

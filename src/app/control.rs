@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use crate::balance::Upstreams;
+use crate::balance::{Held, Upstreams};
 use crate::config::Settings;
 use crate::model::{Frontend, Local, Protocol, Snapshot, Store, diff, ranges};
 use crate::rules::{Wanted, routes};
@@ -148,6 +148,7 @@ impl Control {
         let mut refresh = tokio::time::interval(HOST_REFRESH);
         refresh.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         refresh.reset();
+        let mut health = self.upstreams.health_changes();
         loop {
             tokio::select! {
                 biased;
@@ -160,6 +161,10 @@ impl Control {
                         self.take(update);
                     }
                     self.publish();
+                }
+                Ok(()) = health.changed() => {
+                    let (now, ranges) = (self.shared.snapshot.load_full(), self.shared.ranges.load_full());
+                    self.announce(&now, ranges.as_ref().clone());
                 }
                 _ = refresh.tick() => {
                     let captured = self.shared.ranges.load().as_ref().clone();
@@ -212,10 +217,19 @@ impl Control {
         for frontend in changed.served.into_iter().filter(is_intercepted) {
             self.served.insert(frontend);
         }
+        self.announce(&now, found);
+    }
+
+    /// Tells the packet filter what to capture. Frontends whose backends all refuse are refused there.
+    fn announce(&self, now: &Snapshot, ranges: Vec<IpNet>) {
+        let mut served = self.served.clone();
+        for frontend in self.upstreams.held().iter().flat_map(Held::frontends) {
+            served.remove(&frontend);
+        }
         let wanted = Wanted {
-            ranges: found,
-            skip: skipped(&now),
-            served: self.served.clone(),
+            ranges,
+            skip: skipped(now),
+            served,
             proxy_port: self.shared.proxy_port,
             own_mark: self.settings.intercept.own_mark,
             refuse_mark: self.settings.intercept.refuse_mark,

@@ -1,4 +1,7 @@
-//! The data plane's own runtime, and the pulse that tells whether it moves.
+//! The data plane's threads, one runtime each, and the pulse that tells whether they move.
+//!
+//! A connection stays on the thread whose socket accepted it. Measured against one runtime with as many workers: see
+//! `docs/bench/syscalls.md`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,91 +9,86 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use tokio::sync::oneshot;
+use tokio::sync::mpsc;
 
 use crate::balance::Upstreams;
 use crate::config::ProxySettings;
 use crate::life::Drain;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, Shard};
 
-/// Worker threads at most, where the user did not say: an edge node's cores are for its pods.
+/// Threads at most, where the user did not say: an edge node's cores are for its pods.
 const MOST_WORKERS: usize = 2;
-/// How often the data plane shows that it moves.
+/// How often a thread shows that it moves.
 const BEAT: Duration = Duration::from_secs(1);
-/// How old the last beat may be before the data plane counts as stuck.
+/// How old the last beat may be before a thread counts as stuck.
 const STUCK: Duration = Duration::from_secs(10);
 
-/// The data plane's thread and runtime.
+/// The data plane's threads.
 pub(super) struct DataPlane {
-    thread: JoinHandle<()>,
-    ended: oneshot::Receiver<anyhow::Result<()>>,
+    threads: Vec<JoinHandle<()>>,
+    ended: mpsc::UnboundedReceiver<anyhow::Result<()>>,
     pulse: Pulse,
 }
 
-/// When the data plane last showed that it moves.
+/// When the threads of the data plane last showed that they move.
 #[derive(Clone, Debug)]
 pub(super) struct Pulse {
     epoch: Instant,
-    /// Milliseconds after `epoch`.
-    last: Arc<AtomicU64>,
+    /// Of each thread, in milliseconds after `epoch`.
+    last: Arc<[AtomicU64]>,
 }
 
 impl Pulse {
-    fn new() -> Self {
-        Self { epoch: Instant::now(), last: Arc::default() }
+    fn new(threads: usize) -> Self {
+        Self { epoch: Instant::now(), last: (0..threads).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    fn beat(&self) {
+    fn beat(&self, thread: usize) {
         let millis = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last.store(millis, Relaxed);
+        self.last[thread].store(millis, Relaxed);
     }
 
-    /// Time since the last beat, and whether that is still good.
+    /// Time since the last beat of the thread that is furthest behind, and whether that is still good.
     pub(super) fn age(&self) -> (Duration, bool) {
-        let age = self.epoch.elapsed().saturating_sub(Duration::from_millis(self.last.load(Relaxed)));
+        let oldest = self.last.iter().map(|beat| beat.load(Relaxed)).min().unwrap_or(0);
+        let age = self.epoch.elapsed().saturating_sub(Duration::from_millis(oldest));
         (age, age < STUCK)
     }
 }
 
+/// How many threads the data plane gets, and with them how many sockets the acceptor needs.
+pub(super) fn threads(settings: &ProxySettings) -> usize {
+    match settings.workers {
+        0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS),
+        n => n,
+    }
+}
+
 impl DataPlane {
-    /// Starts the runtime in a thread of its own and serves on it.
-    pub(super) fn start(
-        proxy: Proxy,
-        settings: &ProxySettings,
-        upstreams: Arc<Upstreams>,
-        drain: Drain,
-    ) -> anyhow::Result<Self> {
-        let workers = match settings.workers {
-            0 => std::thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS),
-            n => n,
-        };
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(workers)
-            .thread_name("data")
-            .enable_all()
-            .build()
-            .context("cannot start the data plane's runtime")?;
-        let pulse = Pulse::new();
-        let beating = pulse.clone();
-        let (done, ended) = oneshot::channel();
-        let thread = std::thread::Builder::new()
-            .name("data-main".to_owned())
-            .spawn(move || {
-                let result = runtime.block_on(async {
-                    tokio::spawn(async move {
-                        loop {
-                            beating.beat();
-                            tokio::time::sleep(BEAT).await;
-                        }
-                    });
-                    tokio::spawn(proxy.serve(upstreams, drain)).await.context("the data plane has failed")?
-                });
-                let _ = done.send(result);
-                // What is left are connections that were told to end; they are cut with the process.
-                runtime.shutdown_background();
-            })
-            .context("cannot start the data plane's thread")?;
-        Ok(Self { thread, ended, pulse })
+    /// Starts a thread with a runtime for each of the acceptor's sockets and serves there.
+    pub(super) fn start(proxy: Proxy, upstreams: &Arc<Upstreams>, drain: &Drain) -> anyhow::Result<Self> {
+        let shards = proxy.into_shards();
+        let pulse = Pulse::new(shards.len());
+        let (done, ended) = mpsc::unbounded_channel();
+        let mut threads = Vec::with_capacity(shards.len());
+        for (number, shard) in shards.into_iter().enumerate() {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .context("cannot start a runtime of the data plane")?;
+            let work = serve(shard, number, pulse.clone(), Arc::clone(upstreams), drain.clone());
+            let done = done.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("data-{number}"))
+                .spawn(move || {
+                    let _ = done.send(runtime.block_on(work));
+                    // What is left are connections that were told to end; they are cut with the process.
+                    runtime.shutdown_background();
+                })
+                .context("cannot start a thread of the data plane")?;
+            threads.push(thread);
+        }
+        Ok(Self { threads, ended, pulse })
     }
 
     /// The pulse, for the health report.
@@ -98,18 +96,38 @@ impl DataPlane {
         self.pulse.clone()
     }
 
-    /// Ends only if the data plane ends without having been told to.
+    /// Ends only if a part of the data plane ends without having been told to.
     pub(super) async fn failed(&mut self) -> anyhow::Error {
-        match (&mut self.ended).await {
-            Ok(Err(error)) => error,
-            Ok(Ok(())) | Err(_) => anyhow::anyhow!("the data plane has ended by itself"),
+        match self.ended.recv().await {
+            Some(Err(error)) => error,
+            Some(Ok(())) | None => anyhow::anyhow!("a thread of the data plane has ended by itself"),
         }
     }
 
-    /// Waits for the thread's end.
+    /// Waits for the threads' end.
     pub(super) fn join(self) {
-        if self.thread.join().is_err() {
-            tracing::error!("the data plane's thread has panicked");
+        for thread in self.threads {
+            if thread.join().is_err() {
+                tracing::error!("a thread of the data plane has panicked");
+            }
         }
     }
+}
+
+async fn serve(
+    shard: Shard,
+    number: usize,
+    pulse: Pulse,
+    upstreams: Arc<Upstreams>,
+    drain: Drain,
+) -> anyhow::Result<()> {
+    let beating = tokio::spawn(async move {
+        loop {
+            pulse.beat(number);
+            tokio::time::sleep(BEAT).await;
+        }
+    });
+    let served = tokio::spawn(shard.serve(upstreams, drain)).await.context("the data plane has failed")?;
+    beating.abort();
+    served
 }

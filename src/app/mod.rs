@@ -28,7 +28,7 @@ use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::admin::AdminServer;
 use crate::obs::api::RulesReport;
-use crate::proxy::Proxy;
+use crate::proxy::{Proxy, probe};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
@@ -99,7 +99,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     }
     let admin = AdminServer::bind(settings.admin.listen)?;
     let admin_addr = admin.local_addr();
-    let proxy = Proxy::bind(&settings.proxy, settings.intercept.own_mark)?;
+    let threads = data::threads(&settings.proxy);
+    let proxy = Proxy::bind_sharded(&settings.proxy, settings.intercept.own_mark, threads)?;
     let proxy_port = proxy.port();
 
     let upstreams = Arc::new(Upstreams::new());
@@ -117,7 +118,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let drain = Drain::new();
 
     let control = Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), wanted_tx).await;
-    let data = DataPlane::start(proxy, &settings.proxy, Arc::clone(&upstreams), drain.clone())?;
+    let data = DataPlane::start(proxy, &upstreams, &drain)?;
+    let probed = Arc::clone(&upstreams);
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,
@@ -130,6 +132,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     });
 
     tasks.spawn(control.run(updates_rx, stop.clone()));
+    tasks.spawn(probe::run(probed, settings.intercept.own_mark, stop.clone()));
     let sink = Sink { updates: updates_tx, status: status_tx };
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
     tasks.spawn(async move { source.run(&for_source, sink, until).await });

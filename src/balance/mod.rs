@@ -12,4 +12,4 @@ mod upstreams;
 pub use health::{EjectionPolicy, Health, Standing, Tick};
 pub use pool::{Endpoint, Lease, Pool};
 pub use upstream::{PortCounters, Upstream};
-pub use upstreams::{BackendState, BackendView, PortView, Upstreams};
+pub use upstreams::{BackendState, BackendView, Held, PortView, Upstreams};

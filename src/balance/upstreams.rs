@@ -1,7 +1,7 @@
 //! All service ports as the data plane uses them, kept in step with the snapshot at the cost of what changed.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
@@ -11,7 +11,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
 
-use crate::model::{Backend, BackendSet, Frontend, PortId, ServicePort, Snapshot};
+use crate::model::{Backend, BackendSet, Frontend, PortId, Protocol, ServicePort, Snapshot};
 
 use super::affinity::Affinity;
 use super::health::{EjectionPolicy, Health, Standing, Tick};
@@ -98,8 +98,35 @@ pub struct PortView {
 pub struct Upstreams {
     table: ArcSwap<Table>,
     memory: Mutex<Memory>,
+    held: Mutex<Vec<Held>>,
     changes: Arc<watch::Sender<u64>>,
     epoch: Instant,
+}
+
+/// A service port, or one address family of it, of which every backend refuses connections.
+#[derive(Clone, Debug)]
+pub struct Held {
+    /// The service port.
+    pub upstream: Arc<Upstream>,
+    /// Whether it is its IPv4 half.
+    pub v4: bool,
+}
+
+impl Held {
+    /// The frontends whose clients are to be refused.
+    pub fn frontends(&self) -> impl Iterator<Item = Frontend> + '_ {
+        let of_family = self.upstream.port.frontends.iter().filter(|addr| addr.is_ipv4() == self.v4);
+        of_family.map(|addr| Frontend { ip: addr.ip(), port: addr.port(), protocol: Protocol::Tcp })
+    }
+
+    /// The backends that refuse.
+    pub fn pool(&self) -> &Pool {
+        if self.v4 { &self.upstream.v4 } else { &self.upstream.v6 }
+    }
+
+    fn is(&self, upstream: &Arc<Upstream>, v4: bool) -> bool {
+        Arc::ptr_eq(&self.upstream, upstream) && self.v4 == v4
+    }
 }
 
 impl Default for Upstreams {
@@ -114,6 +141,7 @@ impl Upstreams {
         Self {
             table: ArcSwap::default(),
             memory: Mutex::default(),
+            held: Mutex::default(),
             changes: Arc::new(watch::channel(0).0),
             // One microsecond back, so that no tick is 0.
             epoch: now().checked_sub(std::time::Duration::from_micros(1)).unwrap_or_else(now),
@@ -176,7 +204,45 @@ impl Upstreams {
         self.table.load().by_id.get(id).cloned()
     }
 
-    /// Changes whenever a backend is ejected or comes back.
+    /// Notes that every backend of `upstream` refuses, as far as frontends of `frontend`'s family go. That stays in
+    /// force until [`Self::release`], or until the snapshot brings news about the service port.
+    pub fn hold(&self, upstream: &Arc<Upstream>, frontend: IpAddr) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let v4 = frontend.is_ipv4();
+        if held.iter().any(|known| known.is(upstream, v4)) || !self.is_current(upstream) {
+            return;
+        }
+        tracing::info!(service = %upstream.port.id, "every backend refuses; so are clients, until one accepts again");
+        held.push(Held { upstream: Arc::clone(upstream), v4 });
+        drop(held);
+        self.changes.send_modify(|generation| *generation += 1);
+    }
+
+    /// Takes back [`Self::hold`].
+    pub fn release(&self, released: &Held) {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = held.len();
+        held.retain(|known| !known.is(&released.upstream, released.v4));
+        let changed = held.len() != before;
+        drop(held);
+        if changed {
+            tracing::info!(service = %released.upstream.port.id, "its backends do not refuse any more");
+            self.changes.send_modify(|generation| *generation += 1);
+        }
+    }
+
+    /// The service ports whose clients are to be refused now.
+    pub fn held(&self) -> Vec<Held> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        held.retain(|known| self.is_current(&known.upstream));
+        held.clone()
+    }
+
+    fn is_current(&self, upstream: &Arc<Upstream>) -> bool {
+        self.table.load().by_id.get(&upstream.port.id).is_some_and(|current| Arc::ptr_eq(current, upstream))
+    }
+
+    /// Changes whenever a backend is ejected or comes back, and with [`Self::held`].
     pub fn health_changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
     }

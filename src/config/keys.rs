@@ -26,6 +26,7 @@ pub const CONNECT_TIMEOUT: &str = "proxy.connectTimeout";
 pub const DIAL_BUDGET: &str = "proxy.dialBudget";
 pub const DIAL_STAGGER: &str = "proxy.dialStagger";
 pub const MAX_CONNECTIONS: &str = "proxy.maxConnections";
+pub const MAX_PER_SOURCE: &str = "proxy.maxConnectionsPerSource";
 pub const KEEP_RULES: &str = "proxy.keepRules";
 pub const POD_NETWORK: &str = "backends.podNetwork";
 pub const DNS_MODE: &str = "dns.mode";

@@ -155,6 +155,8 @@ pub struct ProxySettings {
     pub dial_stagger: Duration,
     /// Most connections at once; 0: as many as descriptors allow.
     pub max_connections: usize,
+    /// Most connections at once from one client address; 0: as many as it likes.
+    pub max_per_source: usize,
     /// Keep the rules in place at the end (`--keep-rules`).
     pub keep_rules: bool,
 }

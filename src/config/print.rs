@@ -55,6 +55,7 @@ impl From<&Settings> for RawConfig {
                 dial_budget: one(duration(s.proxy.dial_budget)),
                 dial_stagger: one(duration(s.proxy.dial_stagger)),
                 max_connections: one(s.proxy.max_connections),
+                max_connections_per_source: one(s.proxy.max_per_source),
                 keep_rules: one(s.proxy.keep_rules),
             }),
             backends: Some(raw::Backends { pod_network: word(POD_NETWORKS, s.backends.pod_network) }),

@@ -136,6 +136,7 @@ pub(super) struct Proxy {
     pub(super) dial_budget: One,
     pub(super) dial_stagger: One,
     pub(super) max_connections: One,
+    pub(super) max_connections_per_source: One,
     pub(super) keep_rules: One,
 }
 
@@ -219,6 +220,7 @@ impl RawConfig {
         one(keys::DIAL_BUDGET, proxy.dial_budget);
         one(keys::DIAL_STAGGER, proxy.dial_stagger);
         one(keys::MAX_CONNECTIONS, proxy.max_connections);
+        one(keys::MAX_PER_SOURCE, proxy.max_connections_per_source);
         one(keys::KEEP_RULES, proxy.keep_rules);
         one(keys::POD_NETWORK, self.backends.unwrap_or_default().pod_network);
         one(keys::DNS_MODE, dns.mode);

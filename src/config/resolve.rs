@@ -156,6 +156,7 @@ fn proxy(layers: &Layers) -> Result<ProxySettings, UsageError> {
         dial_budget: time(keys::DIAL_BUDGET, Duration::from_secs(5))?,
         dial_stagger: time(keys::DIAL_STAGGER, Duration::from_millis(250))?,
         max_connections: layers.one(keys::MAX_CONNECTIONS, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
+        max_per_source: layers.one(keys::MAX_PER_SOURCE, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
         keep_rules: layers.one(keys::KEEP_RULES, parse::boolean)?.unwrap_or(false),
     })
 }

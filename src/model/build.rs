@@ -88,6 +88,7 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
         return out;
     }
     let policy = traffic::policy(from.service, from.rule, &mut out.warnings);
+    let connections = traffic::connections(from.service, from.rule, &mut out.warnings);
     for port in &from.service.ports {
         if port.protocol == slim::Protocol::Sctp {
             out.warnings.push(format!(
@@ -96,7 +97,7 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
             ));
             continue;
         }
-        let built = service_port(world, from, port, &policy, &mut out);
+        let built = service_port(world, from, port, &policy, connections, &mut out);
         if let Some(twin) = out.ports.iter().find(|p| clash(p, &built)) {
             out.warnings.push(format!(
                 "Service {}: port {} has the name or the number of port {}; passed over",
@@ -155,6 +156,7 @@ fn service_port(
     from: &Sources<'_>,
     port: &slim::ServicePort,
     policy: &Policy,
+    connections: traffic::Connections,
     out: &mut Built,
 ) -> ServicePort {
     let ips = cluster_ips(from.service);
@@ -180,7 +182,9 @@ fn service_port(
         policy: traffic::policy_for(policy, mode),
         affinity: from.service.affinity_seconds.map(|s| Duration::from_secs(s.into())),
         local_only: from.service.local_only,
-        connect_timeout: from.rule.and_then(|rule| rule.connect_timeout),
+        connect_timeout: connections.timeout,
+        max_connections: connections.most,
+        proxy_protocol: connections.proxy_protocol,
         outlier: traffic::outlier(from.rule),
         v4,
         v6,

@@ -1,6 +1,7 @@
 //! How a service port is treated: what is spoken on it, how a backend is picked, how failures are counted.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::source::slim::{self, DestinationRule};
 
@@ -100,6 +101,57 @@ pub(super) fn policy_for(policy: &Policy, mode: Mode) -> Policy {
         Policy::Header(_) if mode != Mode::Http => Policy::default(),
         other => other.clone(),
     }
+}
+
+/// How the connections of a Service are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Connections {
+    /// Timeout of one dial.
+    pub(super) timeout: Option<Duration>,
+    /// Most at once.
+    pub(super) most: Option<u32>,
+    /// Whether each begins with a PROXY protocol header.
+    pub(super) proxy_protocol: bool,
+}
+
+/// Reads how the connections of a Service are made: its annotations, else its DestinationRule. What cannot be
+/// honoured is named in `warnings`.
+pub(super) fn connections(
+    service: &slim::Service,
+    rule: Option<&DestinationRule>,
+    warnings: &mut Vec<String>,
+) -> Connections {
+    let mut bad = |key: &str, text: &str, wanted: &str| {
+        warnings.push(format!(
+            "Service {}/{}: annotation edgesplice.io/{key}: {text:?} is not {wanted}; passed over",
+            service.namespace, service.name
+        ));
+    };
+    let mut found = Connections {
+        timeout: rule.and_then(|rule| rule.connect_timeout),
+        most: rule.and_then(|rule| rule.max_connections),
+        proxy_protocol: false,
+    };
+    if let Some(text) = &service.connect_timeout {
+        match humantime::parse_duration(text.trim()) {
+            Ok(timeout) if !timeout.is_zero() => found.timeout = Some(timeout),
+            _ => bad("connect-timeout", text, "a time such as 500ms"),
+        }
+    }
+    if let Some(text) = &service.max_connections {
+        match text.trim().parse() {
+            Ok(most @ 1..) => found.most = Some(most),
+            _ => bad("max-connections", text, "a number above 0"),
+        }
+    }
+    if let Some(text) = &service.proxy_protocol {
+        match text.trim() {
+            "v2" => found.proxy_protocol = true,
+            "off" | "" => {}
+            _ => bad("proxy-protocol", text, "v2 or off"),
+        }
+    }
+    found
 }
 
 /// The ejection settings of a DestinationRule.

@@ -284,8 +284,12 @@ pub struct ServicePort {
     pub affinity: Option<Duration>,
     /// `internalTrafficPolicy: Local`.
     pub local_only: bool,
-    /// Connect timeout for one dial, where a `DestinationRule` sets it.
+    /// Connect timeout for one dial, where an annotation or a `DestinationRule` sets it.
     pub connect_timeout: Option<Duration>,
+    /// Most connections at once, where an annotation or a `DestinationRule` sets it.
+    pub max_connections: Option<u32>,
+    /// Whether backends are told the client's address with a PROXY protocol header, version 2.
+    pub proxy_protocol: bool,
     /// Passive ejection settings, where a `DestinationRule` sets them.
     pub outlier: OutlierDetection,
     /// Backends for IPv4 frontends.

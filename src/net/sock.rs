@@ -82,7 +82,7 @@ pub fn unmapped(addr: SocketAddr) -> SocketAddr {
 
 /// Connects to a backend with the options of the backend leg. `mark` 0 sets no packet mark.
 ///
-/// There is no timeout here: dropping the future closes the socket.
+/// There is no timeout here: dropping the future closes the socket. Keep-alive is off, see [`keep_alive`].
 pub async fn connect(addr: SocketAddr, mark: u32) -> io::Result<TcpStream> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     {
@@ -91,9 +91,14 @@ pub async fn connect(addr: SocketAddr, mark: u32) -> io::Result<TcpStream> {
             options.set_mark(mark)?;
         }
         options.set_tcp_nodelay(true)?;
-        options.set_tcp_keepalive(&keepalive())?;
     }
     socket.connect(addr).await
+}
+
+/// Switches keep-alive on for a connection of [`connect`]. That takes four system calls, which a connection that is
+/// over within seconds can do without.
+pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
+    SockRef::from(stream).set_tcp_keepalive(&keepalive())
 }
 
 /// Finds out whether this process may set `mark` on a socket, which needs `CAP_NET_ADMIN`.
@@ -194,6 +199,8 @@ mod tests {
         let stream = connect(addr, 0).await.unwrap();
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
+        assert!(!socket.keepalive().unwrap());
+        keep_alive(&stream).unwrap();
         assert!(socket.keepalive().unwrap());
         assert_eq!(socket.tcp_keepalive_time().unwrap(), KEEPALIVE_IDLE);
         assert_eq!(socket.tcp_keepalive_retries().unwrap(), KEEPALIVE_COUNT);

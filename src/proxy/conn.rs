@@ -13,28 +13,42 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::balance::{PortCounters, Upstream, Upstreams};
-use crate::model::{Frontend, Protocol};
+use crate::model::{Frontend, Mode, Protocol};
 use crate::net::sock;
 
 use super::Shared;
 use super::dial::{self, DialError, Request};
+use super::greeting;
 use super::relay::Relay;
 
 /// Counts a connection as open for as long as it lives.
-pub(super) struct Ticket(Arc<Shared>);
+#[derive(Debug)]
+pub(super) struct Ticket {
+    shared: Arc<Shared>,
+    /// The part of the acceptor that serves it.
+    place: usize,
+}
 
 impl Ticket {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, place: usize) -> Self {
         shared.counters.accepted.fetch_add(1, Relaxed);
         shared.counters.active.fetch_add(1, Relaxed);
-        Self(shared)
+        shared.parts[place].active.fetch_add(1, Relaxed);
+        Self { shared, place }
+    }
+
+    /// The part of the acceptor that serves the connection.
+    pub(super) fn place(&self) -> usize {
+        self.place
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.0.counters.active.fetch_sub(1, Relaxed);
-        self.0.ended.notify_waiters();
+        let shared = &self.shared;
+        shared.parts[self.place].active.fetch_sub(1, Relaxed);
+        shared.counters.active.fetch_sub(1, Relaxed);
+        shared.ended.notify_waiters();
     }
 }
 
@@ -61,6 +75,10 @@ enum Refusal {
     Direct,
     /// No service port is offered there.
     Unknown(SocketAddr),
+    /// The client has as many connections as one address may have.
+    Greedy,
+    /// The service port has as many connections as it may have.
+    Full,
     /// No backend could be connected.
     Dial(DialError),
 }
@@ -70,6 +88,10 @@ impl fmt::Display for Refusal {
         match self {
             Self::Direct => f.write_str("it dialled the acceptor itself"),
             Self::Unknown(dst) => write!(f, "no service port is offered at {dst}"),
+            Self::Greedy => {
+                f.write_str("its address has as many connections as it may (proxy.maxConnectionsPerSource)")
+            }
+            Self::Full => f.write_str("the service port has as many connections as it may"),
             Self::Dial(e) => e.fmt(f),
         }
     }
@@ -77,12 +99,20 @@ impl fmt::Display for Refusal {
 
 /// Serves one accepted connection to its end.
 pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, upstreams: Arc<Upstreams>) {
-    let shared = &*ticket.0;
+    let shared = &*ticket.shared;
     let (dst, upstream) = match route(&client, peer, shared, &upstreams) {
         Ok(found) => found,
         Err(why) => return refuse(&client, peer, shared, &why),
     };
+    let Some(_entry) = shared.sources.enter(peer.ip().to_canonical()) else {
+        return refuse(&client, peer, shared, &Refusal::Greedy);
+    };
     let _visit = Visit::new(&upstream.counters);
+    if upstream.port.max_connections.is_some_and(|most| upstream.counters.active.load(Relaxed) > most.into())
+    {
+        upstream.counters.refused.fetch_add(1, Relaxed);
+        return refuse(&client, peer, shared, &Refusal::Full);
+    }
 
     // Boxed: a dial needs more room than a relay, and for a short time only.
     let dialled = Box::pin(connect(&client, peer, dst, shared, &upstreams, &upstream)).await;
@@ -90,9 +120,20 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         Ok(dialled) => dialled,
         Err(e) => {
             upstream.counters.refused.fetch_add(1, Relaxed);
+            // An HTTP client is told more than a refusal says.
+            if matches!(e, DialError::Exhausted { all_refused: true, .. }) && upstream.port.mode != Mode::Http
+            {
+                upstreams.hold(&upstream, dst.ip());
+            }
             return refuse(&client, peer, shared, &Refusal::Dial(e));
         }
     };
+
+    if upstream.port.proxy_protocol {
+        let header = greeting::header(sock::unmapped(peer), dst);
+        // The send buffer of a new connection holds many times that. A failure shows in the relay.
+        let _ = backend.try_write(&header);
+    }
 
     let mut relay = Relay::new(client, backend, Arc::clone(&upstream.counters));
     let mut kill = pin!(shared.kill.notified());

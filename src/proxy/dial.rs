@@ -63,6 +63,8 @@ pub enum DialError {
         tried: usize,
         /// What the last dial to end said.
         last: io::Error,
+        /// Every backend of the service port was tried, and each refused the connection.
+        all_refused: bool,
     },
     /// This machine lacks descriptors or memory; no backend is to blame.
     #[error("cannot open a connection on this machine: {0}")]
@@ -117,6 +119,7 @@ pub async fn dial<D: Dialer>(
     let mut attempts = Vec::with_capacity(1);
     let mut last = DialError::NoBackend;
     let (mut exhausted, mut slow) = (false, false);
+    let mut refusals = 0;
     let mut client_gone = pin!(client_gone);
     let mut timer = pin!(sleep_until(end));
 
@@ -168,7 +171,9 @@ pub async fn dial<D: Dialer>(
                 if !sock::is_local_fault(&e) {
                     loser.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
                 }
-                last = DialError::Exhausted { tried: tried.len(), last: e };
+                refusals += usize::from(e.kind() == io::ErrorKind::ConnectionRefused);
+                let all_refused = refusals == request.pool.endpoints().len();
+                last = DialError::Exhausted { tried: tried.len(), last: e, all_refused };
                 // The next one starts at once.
                 next_start = begun;
             }
@@ -178,8 +183,9 @@ pub async fn dial<D: Dialer>(
                     let over = now >= a.deadline;
                     if over {
                         a.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
+                        let timed_out = io::ErrorKind::TimedOut.into();
                         last =
-                            DialError::Exhausted { tried: tried.len(), last: io::ErrorKind::TimedOut.into() };
+                            DialError::Exhausted { tried: tried.len(), last: timed_out, all_refused: false };
                     }
                     !over
                 });

@@ -8,7 +8,10 @@
 mod accept;
 mod conn;
 pub mod dial;
+mod greeting;
+pub mod probe;
 pub mod relay;
+mod sources;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -28,6 +31,7 @@ use crate::net::sock;
 
 use dial::{DialLimits, TcpDialer};
 use relay::PipePool;
+use sources::Sources;
 
 /// Descriptors left for everything that is not a connection: files, DNS, the admin endpoint, the source.
 const RESERVED_DESCRIPTORS: u64 = 128;
@@ -66,6 +70,7 @@ struct Shared {
     counters: Arc<Counters>,
     limits: DialLimits,
     max_connections: u64,
+    sources: Sources,
     destination: Destination,
     guard: Guard,
     dialer: TcpDialer,
@@ -74,6 +79,8 @@ struct Shared {
     kill: Notify,
     /// Told when a connection has ended.
     ended: Notify,
+    /// The parts that accept, in the order of [`Shard::place`].
+    parts: Vec<accept::Part>,
 }
 
 impl Proxy {
@@ -116,6 +123,7 @@ impl Proxy {
                     stagger: settings.dial_stagger,
                 },
                 max_connections,
+                sources: Sources::new(settings.max_per_source),
                 destination: Arc::new(sock::original_dst),
                 guard: Arc::new(|_| false),
                 dialer: TcpDialer { mark: own_mark },
@@ -123,6 +131,7 @@ impl Proxy {
                 killed: AtomicBool::new(false),
                 kill: Notify::new(),
                 ended: Notify::new(),
+                parts: Vec::new(),
             },
         })
     }
@@ -162,11 +171,14 @@ impl Proxy {
     }
 
     /// One part for each socket, each to be served on a runtime of its own. The kernel spreads new connections over
-    /// them, and a connection stays with the thread that accepted it.
-    pub fn into_shards(self) -> Vec<Shard> {
+    /// them by a hash; a part that has clearly more than another hands new ones on.
+    pub fn into_shards(mut self) -> Vec<Shard> {
+        let (parts, inboxes): (Vec<_>, Vec<_>) = self.listeners.iter().map(|_| accept::Part::new()).unzip();
+        self.shared.parts = parts;
         let shared = Arc::new(self.shared);
-        let part = |listener| Shard { listener, shared: Arc::clone(&shared) };
-        self.listeners.into_iter().map(part).collect()
+        let shard =
+            |(place, (listener, inbox))| Shard { listener, inbox, place, shared: Arc::clone(&shared) };
+        self.listeners.into_iter().zip(inboxes).enumerate().map(shard).collect()
     }
 
     /// Serves all sockets on the current runtime, see [`Shard::serve`].
@@ -181,6 +193,8 @@ impl Proxy {
 /// One of the acceptor's sockets, and the connections that come in on it.
 pub struct Shard {
     listener: TcpListener,
+    inbox: accept::Inbox,
+    place: usize,
     shared: Arc<Shared>,
 }
 
@@ -189,10 +203,10 @@ impl Shard {
     ///
     /// Runs on the current runtime, which should be the data plane's own.
     pub async fn serve(self, upstreams: Arc<Upstreams>, drain: Drain) -> anyhow::Result<()> {
-        let Self { listener, shared } = self;
+        let Self { listener, inbox, place, shared } = self;
         let listener = tokio::net::TcpListener::from_std(listener)
             .context("cannot hand the acceptor's socket to the runtime")?;
-        let acceptor = accept::Acceptor::new(listener, Arc::clone(&shared), upstreams)?;
+        let acceptor = accept::Acceptor::new(listener, inbox, place, Arc::clone(&shared), upstreams)?;
         drain.spawn("accept", acceptor.run(drain.clone()));
         drain.stop().cancelled().await;
         tokio::select! {
@@ -205,6 +219,15 @@ impl Shard {
             () = shared.idle() => {}
         }
         Ok(())
+    }
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared")
+            .field("port", &self.port)
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
     }
 }
 

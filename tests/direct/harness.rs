@@ -44,6 +44,7 @@ pub(crate) fn settings() -> ProxySettings {
         dial_budget: Duration::from_secs(5),
         dial_stagger: Duration::from_millis(250),
         max_connections: 0,
+        max_per_source: 0,
         keep_rules: false,
     }
 }
@@ -63,6 +64,8 @@ pub(crate) fn service(name: &str, frontend: SocketAddr, backends: &[SocketAddr])
         affinity: None,
         local_only: false,
         connect_timeout: None,
+        max_connections: None,
+        proxy_protocol: false,
         outlier: OutlierDetection::default(),
         v4: set,
         v6: BackendSet::default(),

@@ -24,6 +24,7 @@ const READY: Duration = Duration::from_secs(20);
 /// How an agent is to be started.
 pub struct AgentBuilder {
     node: Node,
+    program: String,
     wrapper: Vec<String>,
     args: Vec<String>,
     home: PathBuf,
@@ -41,7 +42,13 @@ impl Agent {
     pub fn on(node: &Node) -> AgentBuilder {
         let home = node.dir().join(format!("agent-{}", node.name));
         fs::create_dir_all(home.join("manifests")).expect("a folder for manifests");
-        AgentBuilder { node: node.clone(), wrapper: Vec::new(), args: Vec::new(), home }
+        AgentBuilder {
+            node: node.clone(),
+            program: PROGRAM.to_owned(),
+            wrapper: Vec::new(),
+            args: Vec::new(),
+            home,
+        }
     }
 
     /// Its process id.
@@ -154,6 +161,12 @@ impl AgentBuilder {
         self.args(&["--iptables-backend", backend])
     }
 
+    /// Takes another build of the program.
+    pub fn program(mut self, path: &str) -> Self {
+        path.clone_into(&mut self.program);
+        self
+    }
+
     /// Starts it through another program, such as `prlimit --nofile=64:64`.
     pub fn wrapped(mut self, wrapper: &[&str]) -> Self {
         self.wrapper.extend(wrapper.iter().map(ToString::to_string));
@@ -164,7 +177,8 @@ impl AgentBuilder {
     pub fn line(&self) -> Vec<String> {
         let home = self.home.display();
         let mut line = self.wrapper.clone();
-        line.extend([PROGRAM, "run", "--node-name", &self.node.name, "--admin", ADMIN].map(str::to_owned));
+        let head = [&*self.program, "run", "--node-name", &self.node.name, "--admin", ADMIN];
+        line.extend(head.map(str::to_owned));
         line.extend([format!("--manifests={home}/manifests"), format!("--state-dir={home}/state")]);
         line.extend([format!("--service-cidr={SERVICE_CIDRS}"), "--drain-timeout=5s".to_owned()]);
         line.extend(self.args.iter().cloned());

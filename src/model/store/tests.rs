@@ -472,7 +472,7 @@ fn settings_come_from_annotation_rule_and_spec() {
     use super::super::Policy;
     use std::time::Duration;
     let policy = json!({"loadBalancer": {"simple": "ROUND_ROBIN"}, "outlierDetection": {"consecutive5xxErrors": 3,
-        "baseEjectionTime": "10s", "maxEjectionPercent": 50}, "connectionPool": {"tcp": {"connectTimeout": "300ms"}}});
+        "baseEjectionTime": "10s", "maxEjectionPercent": 50}, "connectionPool": {"tcp": {"connectTimeout": "300ms", "maxConnections": 7}}});
     let rule = |policy: &serde_json::Value| {
         object(Kind::DestinationRule, json!({"metadata": {"name": "web"}, "spec": {"trafficPolicy": policy}}))
     };
@@ -492,6 +492,28 @@ fn settings_come_from_annotation_rule_and_spec() {
     assert_eq!(http.connect_timeout, Some(Duration::from_millis(300)));
     assert_eq!((http.outlier.consecutive_errors, http.outlier.max_ejection_percent), (Some(3), Some(50)));
     assert_eq!(http.outlier.base_ejection_time, Some(Duration::from_secs(10)));
+
+    // How connections are made: the rule, then the annotations; what makes no sense is passed over.
+    assert_eq!((http.max_connections, http.proxy_protocol), (Some(7), false));
+    let annotated = |timeout: &str, most: &str, proxy_protocol: &str| {
+        object(
+            Kind::Service,
+            json!({"metadata": {"name": "web", "annotations": {"edgesplice.io/connect-timeout": timeout,
+                "edgesplice.io/max-connections": most, "edgesplice.io/proxy-protocol": proxy_protocol}},
+            "spec": {"clusterIP": "10.96.0.1", "ports": [{"name": "http-0", "port": 80}]}}),
+        )
+    };
+    store.upsert(annotated("750ms", "20", "v2"));
+    let got = store.snapshot();
+    let http = port(&got, "web", "http-0");
+    assert_eq!(http.connect_timeout, Some(Duration::from_millis(750)));
+    assert_eq!((http.max_connections, http.proxy_protocol), (Some(20), true));
+    store.upsert(annotated("soon", "0", "v1"));
+    let got = store.snapshot();
+    let http = port(&got, "web", "http-0");
+    assert_eq!(http.connect_timeout, Some(Duration::from_millis(300)));
+    assert_eq!((http.max_connections, http.proxy_protocol), (Some(7), false));
+    assert_eq!(got.warnings.len(), 3, "{:?}", got.warnings);
 
     // The annotation beats the rule; a header can be read on the HTTP port only.
     store.upsert(web(Some("header:X-User")));

@@ -104,6 +104,8 @@ impl World {
             affinity: None,
             local_only: false,
             connect_timeout: None,
+            max_connections: None,
+            proxy_protocol: false,
             outlier: OutlierDetection::default(),
             v4: BackendSet { preferred: eligible.len(), eligible, excluded: Vec::new() },
             v6: BackendSet::default(),
@@ -175,7 +177,7 @@ async fn each_is_tried_once_and_the_end_comes_in_time() {
     let world = World::new(&[Hangs; 3]);
     let end = world.dial().await.unwrap_err();
     assert!(
-        matches!(&end, DialError::Exhausted { tried: 3, last } if last.kind() == ErrorKind::TimedOut),
+        matches!(&end, DialError::Exhausted { tried: 3, last, .. } if last.kind() == ErrorKind::TimedOut),
         "{end}"
     );
     assert_eq!(world.dials(), [(0, 0), (1, 250), (2, 500)]);

@@ -51,6 +51,8 @@ pub(super) struct Direction {
     average: usize,
     /// `splice` does not work on these sockets.
     copy_only: bool,
+    /// Bytes were read since somebody asked.
+    progress: bool,
 }
 
 impl Direction {
@@ -73,6 +75,7 @@ impl Direction {
             match step {
                 Step::Moved(n) => {
                     spent += n;
+                    self.progress = true;
                     self.note(n, pipes);
                 }
                 Step::Eof => {
@@ -91,6 +94,11 @@ impl Direction {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Whether bytes were read since the last call.
+    pub(super) fn take_moved(&mut self) -> bool {
+        std::mem::take(&mut self.progress)
     }
 
     /// True if bytes are in flight that the receiver has not taken.

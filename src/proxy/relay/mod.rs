@@ -11,6 +11,7 @@ mod copy;
 mod direction;
 mod pipe;
 mod splice;
+mod vigil;
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::net::sock;
 
 use direction::{Direction, Fault};
 pub use pipe::{PipePool, PipeStats};
+use vigil::{Side, Vigil};
 
 /// How a relayed connection ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,6 +59,7 @@ pub struct Relay {
     down: Direction,
     up_flow: Flow,
     down_flow: Flow,
+    vigil: Vigil,
     counters: Arc<PortCounters>,
 }
 
@@ -70,13 +73,26 @@ impl Relay {
             down: Direction::default(),
             up_flow: Flow::Open,
             down_flow: Flow::Open,
+            vigil: Vigil::new(),
             counters,
         }
     }
 
     /// Moves what can be moved. Ready once the connection has ended; after a reset both sockets are set to reset.
     pub fn poll(&mut self, cx: &mut Context<'_>, pipes: &PipePool) -> Poll<End> {
-        let end = ready!(self.poll_end(cx, pipes));
+        let end = match self.poll_end(cx, pipes) {
+            Poll::Ready(end) => end,
+            Poll::Pending => {
+                let (up, down) = (self.up.take_moved(), self.down.take_moved());
+                if up || down {
+                    self.vigil.note(up, down);
+                }
+                match ready!(self.vigil.poll(cx, &self.client, &self.backend)) {
+                    Side::Client => End::ClientReset,
+                    Side::Backend => End::BackendReset,
+                }
+            }
+        };
         if end != End::Orderly {
             self.reset();
         }

@@ -33,6 +33,8 @@ pub struct DestinationRule {
     pub max_ejection_percent: Option<u8>,
     /// `connectionPool.tcp.connectTimeout`.
     pub connect_timeout: Option<Duration>,
+    /// `connectionPool.tcp.maxConnections`.
+    pub max_connections: Option<u32>,
 }
 
 #[derive(Deserialize)]
@@ -108,6 +110,8 @@ struct ConnectionPool {
 struct TcpPool {
     #[serde(default)]
     connect_timeout: Option<GoDuration>,
+    #[serde(default)]
+    max_connections: Option<u32>,
 }
 
 impl<'de> Deserialize<'de> for DestinationRule {
@@ -133,6 +137,7 @@ impl<'de> Deserialize<'de> for DestinationRule {
                 .max_ejection_percent
                 .map(|p| u8::try_from(p.min(100)).unwrap_or(100)),
             connect_timeout: policy.connection_pool.tcp.connect_timeout.map(|d| d.0),
+            max_connections: policy.connection_pool.tcp.max_connections.filter(|n| *n > 0),
         })
     }
 }

@@ -38,6 +38,12 @@ pub struct Service {
     pub opt_out: Option<OptOut>,
     /// Annotation `edgesplice.io/load-balancing`.
     pub load_balancing: Option<Box<str>>,
+    /// Annotation `edgesplice.io/connect-timeout`.
+    pub connect_timeout: Option<Box<str>>,
+    /// Annotation `edgesplice.io/max-connections`.
+    pub max_connections: Option<Box<str>>,
+    /// Annotation `edgesplice.io/proxy-protocol`.
+    pub proxy_protocol: Option<Box<str>>,
     /// `creationTimestamp`; RFC 3339 in UTC, so that text order is time order.
     pub created: Option<Box<str>>,
     /// `resourceVersion` as a number, 0 where it is none.
@@ -136,6 +142,9 @@ impl<'de> Deserialize<'de> for Service {
         Ok(Self {
             opt_out: metadata.opt_out(),
             load_balancing: metadata.annotation("edgesplice.io/load-balancing").map(Box::from),
+            connect_timeout: metadata.annotation("edgesplice.io/connect-timeout").map(Box::from),
+            max_connections: metadata.annotation("edgesplice.io/max-connections").map(Box::from),
+            proxy_protocol: metadata.annotation("edgesplice.io/proxy-protocol").map(Box::from),
             resource_version: metadata.resource_version(),
             namespace: metadata.namespace(),
             name: metadata.name.0,

@@ -293,6 +293,7 @@ fn destination_rules_keep_the_fields_of_the_contract() {
     assert_eq!((got.consecutive_errors, got.max_ejection_percent), (Some(3), Some(100)));
     assert_eq!(got.base_ejection_time, Some(std::time::Duration::from_millis(1500)));
     assert_eq!(got.connect_timeout, Some(std::time::Duration::from_millis(250)));
+    assert_eq!(got.max_connections, Some(1));
     let off = json!({"metadata": {"name": "r"}, "spec": {"trafficPolicy": {"outlierDetection": {"consecutive5xxErrors": 0}}}});
     let Object::DestinationRule(got) = json(Kind::DestinationRule, off) else { panic!() };
     assert_eq!(got.consecutive_errors, Some(0));
