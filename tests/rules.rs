@@ -35,6 +35,8 @@ fn settings(backend: IptablesBackend) -> InterceptSettings {
         iptables_backend: backend,
         remove_stale: false,
         kubernetes_service: false,
+        node_ports: None,
+        external_ips: false,
         sync_period: Duration::from_secs(2),
         own_mark: OWN_MARK,
         refuse_mark: REFUSE_MARK,

@@ -5,6 +5,7 @@
 
 mod control;
 mod data;
+mod health_ports;
 mod instance;
 mod offline;
 mod report;
@@ -36,6 +37,7 @@ pub use offline::{check, render_rules, resolve_offline};
 
 use control::{Control, Shared};
 use data::DataPlane;
+use health_ports::HealthPorts;
 use instance::InstanceLock;
 use report::Reporter;
 
@@ -112,8 +114,10 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let tasks = TaskTracker::new();
     let drain = Drain::new();
 
-    let control = Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), wanted_tx).await;
     let data = DataPlane::start(proxy, &settings.proxy, Arc::clone(&upstreams), drain.clone())?;
+    let health = HealthPorts::new(Arc::clone(&shared), data.pulse());
+    let control =
+        Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), health, wanted_tx).await;
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,

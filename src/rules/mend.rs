@@ -8,7 +8,7 @@ use super::detect::detect;
 use super::ipset;
 use super::leftovers::remove_rules;
 use super::machine::Machine;
-use super::plan::{Plan, Wanted, plan};
+use super::plan::{FamilyPlan, Plan, Wanted, plan};
 use super::reconcile::{Reconciler, RulesError};
 use crate::config::IptablesBackend;
 
@@ -68,9 +68,8 @@ impl<M: Machine> Reconciler<M> {
         target: &Plan,
         thorough: bool,
     ) -> Result<Vec<String>, RulesError> {
-        let planned =
-            target.families.iter().filter(|plan| plan.sets).flat_map(|plan| ipset::sets(plan.family));
-        let planned: Vec<ipset::Set> = planned.collect();
+        let planned: Vec<ipset::Set> =
+            target.families.iter().flat_map(FamilyPlan::needed_sets).collect();
         if planned.is_empty() {
             return Ok(Vec::new());
         }

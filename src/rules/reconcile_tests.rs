@@ -13,6 +13,8 @@ fn settings(backend: IptablesBackend) -> InterceptSettings {
         iptables_backend: backend,
         remove_stale: false,
         kubernetes_service: false,
+        node_ports: None,
+        external_ips: false,
         sync_period: Duration::from_secs(2),
         own_mark: 2,
         refuse_mark: 1,
