@@ -56,6 +56,7 @@ fn wanted(port: u16) -> Wanted {
         proxy_port: port,
         own_mark: OWN_MARK,
         refuse_mark: REFUSE_MARK,
+        ..Wanted::default()
     }
 }
 

@@ -64,7 +64,8 @@ impl HealthPorts {
         let listener = match listen(addr) {
             Ok(listener) => listener,
             Err(error) => {
-                let text = format!("healthCheckNodePort {addr} cannot be listened on: {error}; it is tried again");
+                let text =
+                    format!("healthCheckNodePort {addr} cannot be listened on: {error}; it is tried again");
                 if self.failed.get(&addr) != Some(&text) {
                     warn!("{text}");
                 }

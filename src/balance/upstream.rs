@@ -50,7 +50,13 @@ impl Upstream {
     /// The backends for clients that come by `via` to a frontend of `ip`'s family.
     pub fn pool_via(&self, via: Via, frontend: IpAddr) -> &Pool {
         match self.other.as_ref().filter(|_| self.port.takes_other(via)) {
-            Some([v4, v6]) => if frontend.is_ipv4() { v4 } else { v6 },
+            Some([v4, v6]) => {
+                if frontend.is_ipv4() {
+                    v4
+                } else {
+                    v6
+                }
+            }
             None => self.pool(frontend),
         }
     }

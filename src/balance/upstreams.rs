@@ -333,9 +333,8 @@ impl Upstream {
     fn endpoints(&self) -> Vec<(&Backend, &Arc<Endpoint>)> {
         let mut seen = HashSet::new();
         let all = self.pools().flat_map(|(set, pool)| set.eligible.iter().zip(pool.endpoints()));
-        let once = |(_, endpoint): &(&Backend, &Arc<Endpoint>)| {
-            self.other.is_none() || seen.insert(endpoint.addr)
-        };
+        let once =
+            |(_, endpoint): &(&Backend, &Arc<Endpoint>)| self.other.is_none() || seen.insert(endpoint.addr);
         all.filter(once).collect()
     }
 }

@@ -102,7 +102,8 @@ pub(super) fn node_port_addresses(text: &str) -> Result<Option<IpNet>, String> {
         return Ok(None);
     }
     let net: Result<IpNet, _> = text.parse();
-    net.map(|net| Some(net.trunc())).map_err(|_| "give `primary`, or ranges such as 192.168.0.0/16".to_owned())
+    net.map(|net| Some(net.trunc()))
+        .map_err(|_| "give `primary`, or ranges such as 192.168.0.0/16".to_owned())
 }
 
 /// Whether two ranges share an address.

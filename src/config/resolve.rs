@@ -7,7 +7,8 @@ use super::layers::{Layers, Origin, Override};
 use super::raw::RawConfig;
 use super::{
     AdminSettings, BackendSettings, DnsMode, DnsSettings, InterceptSettings, IptablesBackend, LogFormat,
-    LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings, SourceKind, SourceSettings, UsageError, keys, parse,
+    LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings, SourceKind, SourceSettings,
+    UsageError, keys, parse,
 };
 
 pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[
@@ -145,7 +146,12 @@ fn node_ports(layers: &Layers) -> Result<Option<NodePortAddresses>, UsageError> 
         && let Some(index) = ranges.iter().position(Option::is_none)
     {
         let way_out = "`primary` stands alone: leave it out, or leave the ranges out";
-        return Err(layers.fault((keys::NODE_PORT_ADDRESSES, index), "primary", keys::NODE_PORT_ADDRESSES, way_out));
+        return Err(layers.fault(
+            (keys::NODE_PORT_ADDRESSES, index),
+            "primary",
+            keys::NODE_PORT_ADDRESSES,
+            way_out,
+        ));
     }
     let wanted = layers.one(keys::NODE_PORTS, parse::boolean)?.unwrap_or(true);
     let ranges: Vec<_> = ranges.into_iter().flatten().collect();

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::source::slim::{self, DestinationRule, EndpointSlice, Endpoints, Node, Service};
 
 use super::exposure::{external, health_check};
-use super::external::{Here, HealthCheck};
+use super::external::{HealthCheck, Here};
 use super::gather::{gather, protocol_name};
 use super::index::Pods;
 use super::local::Local;

@@ -61,7 +61,9 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Diff {
 /// know of it now, `None` where it is gone.
 pub fn doors(old: &Snapshot, new: &Snapshot) -> Vec<(Frontend, Option<Door>)> {
     let items = old.external.diff(&new.external).map(|item| match item {
-        DiffItem::Add(at, port) | DiffItem::Update { new: (at, port), .. } => (*at, Some(port.door(at.addr()))),
+        DiffItem::Add(at, port) | DiffItem::Update { new: (at, port), .. } => {
+            (*at, Some(port.door(at.addr())))
+        }
         DiffItem::Remove(at, _) => (*at, None),
     });
     items.collect()

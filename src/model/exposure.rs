@@ -8,7 +8,7 @@ use crate::config::NodePortAddresses;
 use crate::source::slim::{self, Node};
 
 use super::build::{Built, Sources, World, cluster_ips};
-use super::external::{External, ExternalFrontend, ExternalKind, Here, HealthCheck, Via};
+use super::external::{External, ExternalFrontend, ExternalKind, HealthCheck, Here, Via};
 use super::gather::protocol_name;
 use super::index::Dep;
 use super::local::Local;
@@ -47,7 +47,9 @@ fn primary(local: &Local, own: Option<&Node>, pods: &[ipnet::IpNet]) -> Vec<IpAd
     let of = |v4: bool| {
         let mut own_addresses = local.own_addresses.iter().filter(|ip| ip.is_ipv4() == v4);
         match own {
-            Some(node) => node.addresses.iter().find(|ip| ip.is_ipv4() == v4 && local.own_addresses.contains(ip)),
+            Some(node) => {
+                node.addresses.iter().find(|ip| ip.is_ipv4() == v4 && local.own_addresses.contains(ip))
+            }
             None => own_addresses.find(|ip| beyond(ip)),
         }
     };
@@ -70,7 +72,9 @@ pub(super) fn external(
     }
     let external_ips = exposure.map_or(&[][..], |e| &e.external_ips);
     if world.local.external_ips {
-        places.extend(external_ips.iter().map(|ip| (SocketAddr::new(*ip, port.port), ExternalKind::ExternalIp)));
+        places.extend(
+            external_ips.iter().map(|ip| (SocketAddr::new(*ip, port.port), ExternalKind::ExternalIp)),
+        );
     } else if !external_ips.is_empty() {
         out.warnings.push(format!(
             "Service {}: its externalIPs are not served unless intercept.externalIPs is true",
@@ -86,9 +90,13 @@ pub(super) fn external(
         if !families.contains(&addr.is_ipv4()) || frontends.iter().any(|known| known.addr == addr) {
             continue;
         }
-        let left_alone = left_alone(world, addr, port.protocol, out);
+        let left_alone = left_alone(world, (addr, kind), port.protocol, out);
         if let Some(why) = &left_alone {
-            out.warnings.push(format!("Service {}: the {} {addr} is left alone: {why}", from.id, kind.as_str()));
+            out.warnings.push(format!(
+                "Service {}: the {} {addr} is left alone: {why}",
+                from.id,
+                kind.as_str()
+            ));
         }
         frontends.push(ExternalFrontend { addr, kind, left_alone });
     }
@@ -101,14 +109,23 @@ pub(super) fn external(
 }
 
 /// Why an external frontend is not captured, if it is not. What somebody else has on this node stays theirs.
-fn left_alone(world: &World<'_>, addr: SocketAddr, protocol: slim::Protocol, out: &mut Built) -> Option<String> {
+fn left_alone(
+    world: &World<'_>,
+    (addr, kind): (SocketAddr, ExternalKind),
+    protocol: slim::Protocol,
+    out: &mut Built,
+) -> Option<String> {
     let ip = addr.ip();
     let link_local = match ip {
         IpAddr::V4(v4) => v4.is_link_local() || v4.is_broadcast(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     let own = world.local.own_addresses.contains(&ip);
-    if ip.is_unspecified() || ip.is_multicast() || link_local || (ip.is_loopback() && !own) {
+    if ip.is_unspecified()
+        || ip.is_multicast()
+        || link_local
+        || (ip.is_loopback() && kind != ExternalKind::NodePort)
+    {
         return Some("nobody can be reached there from outside".to_owned());
     }
     out.deps.push(Dep::ClusterIp(ip).key());
@@ -130,7 +147,8 @@ fn left_alone(world: &World<'_>, addr: SocketAddr, protocol: slim::Protocol, out
     }
     // UDP sockets are not looked at.
     let listens = |at: SocketAddr| world.local.listening.contains(&at);
-    let wildcards = [IpAddr::from([0; 4]), IpAddr::from([0; 16])].map(|any| SocketAddr::new(any, addr.port()));
+    let wildcards =
+        [IpAddr::from([0; 4]), IpAddr::from([0; 16])].map(|any| SocketAddr::new(any, addr.port()));
     let taken = protocol == super::Protocol::Tcp && (listens(addr) || wildcards.into_iter().any(listens));
     taken.then(|| "a process of this node listens there".to_owned())
 }
@@ -147,3 +165,6 @@ pub(super) fn health_check(from: &Sources<'_>, ports: &[ServicePort]) -> Option<
     let local_endpoints = count(IpAddr::from([0; 4])).max(count(IpAddr::from([0; 16])));
     Some((number, HealthCheck { service: from.id.clone(), local_endpoints }))
 }
+
+#[cfg(test)]
+mod tests;

@@ -120,7 +120,13 @@ impl ServicePort {
     pub fn backends_via(&self, via: Via, ip: IpAddr) -> &BackendSet {
         let other = self.external.as_ref().filter(|_| self.takes_other(via)).and_then(|e| e.other.as_ref());
         match other {
-            Some([v4, v6]) => if ip.is_ipv4() { v4 } else { v6 },
+            Some([v4, v6]) => {
+                if ip.is_ipv4() {
+                    v4
+                } else {
+                    v6
+                }
+            }
             None => self.backends(ip),
         }
     }
@@ -138,7 +144,8 @@ impl ServicePort {
     /// Every address that it is offered at on this node, the ClusterIPs first.
     pub fn all_frontends(&self) -> impl Iterator<Item = SocketAddr> + '_ {
         let external = self.external.iter().flat_map(|external| &external.frontends);
-        let external = external.filter(|frontend| frontend.left_alone.is_none()).map(|frontend| frontend.addr);
+        let external =
+            external.filter(|frontend| frontend.left_alone.is_none()).map(|frontend| frontend.addr);
         self.frontends.iter().copied().chain(external)
     }
 

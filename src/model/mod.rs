@@ -26,7 +26,7 @@ mod topology;
 mod traffic;
 mod types;
 
-pub use external::{Audience, Door, External, ExternalFrontend, ExternalKind, Here, HealthCheck, Via};
+pub use external::{Audience, Door, External, ExternalFrontend, ExternalKind, HealthCheck, Here, Via};
 pub use local::Local;
 pub use store::Store;
 pub use types::*;

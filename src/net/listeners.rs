@@ -63,7 +63,12 @@ mod tests {
         let line = |at: &str, state: &str| format!("   0: {at} 00000000:0000 {state} 0 0\n");
         let le = cfg!(target_endian = "little");
         let loopback = if le { "0100007F:2845" } else { "7F000001:2845" };
-        let text = format!("  sl  local\n{}{}{}", line(loopback, LISTEN), line("00000000:0001", "01"), line(loopback, LISTEN));
+        let text = format!(
+            "  sl  local\n{}{}{}",
+            line(loopback, LISTEN),
+            line("00000000:0001", "01"),
+            line(loopback, LISTEN)
+        );
         let mut found = BTreeSet::new();
         read(text.as_bytes(), &mut found).unwrap();
         assert_eq!(found, BTreeSet::from(["127.0.0.1:10309".parse().unwrap()]));

@@ -97,6 +97,9 @@ fn answer(health: Option<ServiceHealth>) -> Response<Full<Bytes>> {
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     // For balancers that weigh nodes by their endpoints (KEP-3836).
-    headers.insert(header::HeaderName::from_static("x-load-balancing-endpoint-weight"), HeaderValue::from(weight));
+    headers.insert(
+        header::HeaderName::from_static("x-load-balancing-endpoint-weight"),
+        HeaderValue::from(weight),
+    );
     response
 }

@@ -194,8 +194,12 @@ pub fn changes(family: Family, old: &Wanted, new: &Wanted, guarded: bool, out: &
             let members = |door: Option<&Door>| door.map(|door| set.of_door(at, door)).unwrap_or_default();
             let (before, now) = (members(before), members(now));
             let line = |word: &str, member: &str| (order, format!("{word} {} {member} -exist", set.name));
-            add.extend(now.iter().filter(|member| !before.contains(member)).map(|member| line("add", member)));
-            del.extend(before.iter().filter(|member| !now.contains(member)).map(|member| line("del", member)));
+            add.extend(
+                now.iter().filter(|member| !before.contains(member)).map(|member| line("add", member)),
+            );
+            del.extend(
+                before.iter().filter(|member| !now.contains(member)).map(|member| line("del", member)),
+            );
         }
     }
     // Captured last, and released first: nobody gets in meanwhile who may not.

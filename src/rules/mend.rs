@@ -68,8 +68,7 @@ impl<M: Machine> Reconciler<M> {
         target: &Plan,
         thorough: bool,
     ) -> Result<Vec<String>, RulesError> {
-        let planned: Vec<ipset::Set> =
-            target.families.iter().flat_map(FamilyPlan::needed_sets).collect();
+        let planned: Vec<ipset::Set> = target.families.iter().flat_map(FamilyPlan::needed_sets).collect();
         if planned.is_empty() {
             return Ok(Vec::new());
         }

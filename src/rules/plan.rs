@@ -84,7 +84,9 @@ impl FamilyPlan {
     /// The sets that the rules refer to.
     pub fn needed_sets(&self) -> impl Iterator<Item = Set> {
         let (sets, guarded) = (self.sets, self.guarded);
-        super::ipset::sets(self.family).into_iter().filter(move |set| sets && (guarded || !set.is_for_sources()))
+        super::ipset::sets(self.family)
+            .into_iter()
+            .filter(move |set| sets && (guarded || !set.is_for_sources()))
     }
 }
 
@@ -183,7 +185,9 @@ impl Input<'_> {
     /// Whether source ranges are a matter of the rules.
     fn is_guarded(&self) -> bool {
         let mut doors = self.wanted.external.iter().filter(|(at, _)| is_of(self.family, at.ip));
-        self.capabilities.ipset && self.capabilities.source_sets && doors.any(|(_, door)| !door.sources.is_empty())
+        self.capabilities.ipset
+            && self.capabilities.source_sets
+            && doors.any(|(_, door)| !door.sources.is_empty())
     }
 
     fn refused(&self) -> String {

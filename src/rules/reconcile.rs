@@ -275,12 +275,8 @@ impl<M: Machine> Reconciler<M> {
         {
             self.machine.remove_entry(entry).await?;
         }
-        let needed: Vec<&str> = target
-            .families
-            .iter()
-            .flat_map(FamilyPlan::needed_sets)
-            .map(|set| set.name)
-            .collect();
+        let needed: Vec<&str> =
+            target.families.iter().flat_map(FamilyPlan::needed_sets).map(|set| set.name).collect();
         remove_sets(&self.machine, |name| !needed.contains(&name)).await
     }
 

@@ -17,7 +17,8 @@ impl Explain<'_> {
             return self.left_alone(at, protocol);
         };
         let kind = port.external_at(at).map_or("external frontend", |frontend| frontend.kind.as_str());
-        let (outside, here) = (port.backends_via(Via::Outside, at.ip()), port.backends_via(Via::Here, at.ip()));
+        let (outside, here) =
+            (port.backends_via(Via::Outside, at.ip()), port.backends_via(Via::Here, at.ip()));
         let plural = |count: usize| if count == 1 { "backend" } else { "backends" };
         let (some, near) = (outside.eligible.len(), here.eligible.len());
         let door = port.door(at);

@@ -188,10 +188,9 @@ impl Store {
                     next.frontends.insert(key, port);
                 }
             }
-            let text =
-                owner.filter(|_| claimants.len() > 1).map(|owner| {
-                    format!("ClusterIP {ip} is claimed by Services {}", self.contest(owner, &claimants))
-                });
+            let text = owner.filter(|_| claimants.len() > 1).map(|owner| {
+                format!("ClusterIP {ip} is claimed by Services {}", self.contest(owner, &claimants))
+            });
             warned |= self.contested.get(ip) != text.as_ref();
             match text {
                 Some(text) => _ = self.contested.insert(*ip, text),
@@ -220,12 +219,7 @@ impl Store {
         };
         let mut others: Vec<String> = claimants.iter().filter(|c| **c != owner).map(|c| name(*c)).collect();
         others.sort_unstable();
-        format!(
-            "{} and {}; the newest, {}, has it",
-            name(owner),
-            others.join(", "),
-            name(owner)
-        )
+        format!("{} and {}; the newest, {}, has it", name(owner), others.join(", "), name(owner))
     }
 
     /// The parts of the snapshot that belong to no Service.

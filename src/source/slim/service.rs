@@ -231,7 +231,8 @@ fn exposure(metadata: &RawMeta, spec: &RawSpec, status: &RawStatus) -> Result<Ex
     let load_balancer = spec.kind.as_deref() == Some("LoadBalancer");
     let local_only = spec.external_traffic_policy.as_deref() == Some("Local");
     // The field beats the annotation; blanks and empty entries are allowed in both.
-    let annotation = metadata.annotation("service.beta.kubernetes.io/load-balancer-source-ranges").unwrap_or("");
+    let annotation =
+        metadata.annotation("service.beta.kubernetes.io/load-balancer-source-ranges").unwrap_or("");
     let written: Vec<&str> = if spec.load_balancer_source_ranges.is_empty() {
         annotation.split(',').collect()
     } else {
@@ -242,13 +243,25 @@ fn exposure(metadata: &RawMeta, spec: &RawSpec, status: &RawStatus) -> Result<Ex
         net.map_err(|_| format!("load balancer source range {text:?} is not a CIDR such as 192.0.2.0/24"))
     });
     let vip = |ingress: &RawIngress| {
-        ingress.ip_mode.as_deref().is_none_or(|mode| mode == "VIP").then(|| ingress.ip.as_ref()?.ip()).flatten()
+        ingress
+            .ip_mode
+            .as_deref()
+            .is_none_or(|mode| mode == "VIP")
+            .then(|| ingress.ip.as_ref()?.ip())
+            .flatten()
     };
     Ok(Exposure {
         external_ips: spec.external_ips.iter().filter_map(Address::ip).collect(),
-        load_balancer_ips: status.load_balancer.ingress.iter().filter(|_| load_balancer).filter_map(vip).collect(),
+        load_balancer_ips: status
+            .load_balancer
+            .ingress
+            .iter()
+            .filter(|_| load_balancer)
+            .filter_map(vip)
+            .collect(),
         source_ranges: ranges.filter(|_| load_balancer).collect::<Result<_, _>>()?,
         local_only,
-        health_check_port: Some(spec.health_check_node_port).filter(|port| *port != 0 && load_balancer && local_only),
+        health_check_port: Some(spec.health_check_node_port)
+            .filter(|port| *port != 0 && load_balancer && local_only),
     })
 }
