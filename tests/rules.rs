@@ -37,6 +37,8 @@ fn settings(backend: IptablesBackend) -> InterceptSettings {
         kubernetes_service: false,
         coexist_with_kube_proxy: false,
         service_proxy_name: String::new(),
+        node_ports: None,
+        external_ips: false,
         sync_period: Duration::from_secs(2),
         own_mark: OWN_MARK,
         refuse_mark: REFUSE_MARK,
@@ -56,6 +58,7 @@ fn wanted(port: u16) -> Wanted {
         proxy_port: port,
         own_mark: OWN_MARK,
         refuse_mark: REFUSE_MARK,
+        ..Wanted::default()
     }
 }
 

@@ -2,13 +2,13 @@
 //! rules. The only writer of all three.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use imbl::OrdSet;
+use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,9 +16,12 @@ use tracing::{debug, info, warn};
 
 use crate::balance::{Held, Upstreams};
 use crate::config::Settings;
-use crate::model::{Frontend, Local, Protocol, Snapshot, Store, diff, ranges};
+use crate::model::{Door, Frontend, Local, Protocol, Snapshot, Store, diff, ranges};
+use crate::net::listeners;
 use crate::rules::{Wanted, routes};
 use crate::source::Update;
+
+use super::health_ports::HealthPorts;
 
 /// How often this host's routes and addresses are read again: they decide which pods can be dialled directly.
 const HOST_REFRESH: Duration = Duration::from_secs(10);
@@ -34,6 +37,8 @@ pub(super) struct Shared {
     pub(super) ranges: ArcSwap<Vec<IpNet>>,
     /// Whether a full state has been taken over.
     pub(super) loaded: AtomicBool,
+    /// Health check ports that could not be opened, each a line.
+    pub(super) health_faults: ArcSwap<Vec<String>>,
 }
 
 impl Shared {
@@ -43,6 +48,7 @@ impl Shared {
             snapshot: ArcSwap::default(),
             ranges: ArcSwap::default(),
             loaded: AtomicBool::new(false),
+            health_faults: ArcSwap::default(),
         }
     }
 
@@ -59,6 +65,8 @@ pub(super) async fn local(settings: &Settings, proxy_port: u16, captured: Vec<Ip
     local.capture_kubernetes = settings.intercept.kubernetes_service;
     local.service_proxy_name = settings.intercept.service_proxy_name.as_str().into();
     local.cluster_domain.clone_from(&settings.dns.domain);
+    local.node_ports.clone_from(&settings.intercept.node_ports);
+    local.external_ips = settings.intercept.external_ips;
     local.captured = captured;
     local.proxy_port = proxy_port;
     match routes::non_default_routes().await {
@@ -122,6 +130,36 @@ pub(super) fn served(snapshot: &Snapshot) -> OrdSet<Frontend> {
     served.map(|(frontend, _)| *frontend).collect()
 }
 
+/// The external frontends of `snapshot`, as the packet filter must know them.
+pub(super) fn external(snapshot: &Snapshot) -> OrdMap<Frontend, Door> {
+    let doors = diff::doors(&Snapshot::default(), snapshot).into_iter();
+    doors.filter(|(at, _)| is_intercepted(at)).filter_map(|(at, door)| Some((at, door?))).collect()
+}
+
+/// Where the health checks of `snapshot` are answered.
+pub(super) fn health(snapshot: &Snapshot) -> OrdSet<Frontend> {
+    let addresses = &snapshot.here.node_port_addresses;
+    let at = |port: &u16| {
+        let (port, protocol) = (*port, Protocol::Tcp);
+        addresses.iter().map(move |ip| Frontend { ip: *ip, port, protocol })
+    };
+    snapshot.health_checks.keys().flat_map(at).collect()
+}
+
+/// Where others listen, on one of `ports`.
+pub(super) fn listening(ports: &BTreeSet<u16>) -> BTreeSet<SocketAddr> {
+    if ports.is_empty() {
+        return BTreeSet::new();
+    }
+    match listeners::tcp() {
+        Ok(all) => all.into_iter().filter(|at| ports.contains(&at.port())).collect(),
+        Err(error) => {
+            warn!(%error, "this host's listeners cannot be read; node ports may shadow them");
+            BTreeSet::new()
+        }
+    }
+}
+
 /// The control task's state.
 pub(super) struct Control {
     settings: Settings,
@@ -129,6 +167,10 @@ pub(super) struct Control {
     shared: Arc<Shared>,
     upstreams: Arc<Upstreams>,
     served: OrdSet<Frontend>,
+    external: OrdMap<Frontend, Door>,
+    /// Ports at own addresses on which others must not be shadowed.
+    exposed: BTreeSet<u16>,
+    health: HealthPorts,
     wanted: watch::Sender<Arc<Wanted>>,
 }
 
@@ -137,10 +179,21 @@ impl Control {
         settings: &Settings,
         shared: Arc<Shared>,
         upstreams: Arc<Upstreams>,
+        health: HealthPorts,
         wanted: watch::Sender<Arc<Wanted>>,
     ) -> Self {
         let store = Store::new(local(settings, shared.proxy_port, Vec::new()).await);
-        Self { settings: settings.clone(), store, shared, upstreams, served: OrdSet::new(), wanted }
+        Self {
+            settings: settings.clone(),
+            store,
+            shared,
+            upstreams,
+            served: OrdSet::new(),
+            external: OrdMap::new(),
+            exposed: BTreeSet::new(),
+            health,
+            wanted,
+        }
     }
 
     /// Takes updates until `stop` is cancelled.
@@ -168,12 +221,14 @@ impl Control {
                 }
                 _ = refresh.tick() => {
                     let captured = self.shared.ranges.load().as_ref().clone();
-                    let local = local(&self.settings, self.shared.proxy_port, captured).await;
+                    let mut local = local(&self.settings, self.shared.proxy_port, captured).await;
+                    local.listening = listening(&self.exposed);
                     if *self.store.local() != local {
                         debug!("this host's routes or addresses have changed");
                         self.store.set_local(local);
                         self.publish();
                     }
+                    self.health.retry();
                 }
             }
         }
@@ -204,8 +259,17 @@ impl Control {
             self.shared.ranges.store(Arc::new(found.clone()));
             now = self.store.snapshot();
         }
+        let exposed = self.store.exposed_ports();
+        if exposed != self.exposed {
+            let mut local = self.store.local().clone();
+            local.listening = listening(&exposed);
+            self.store.set_local(local);
+            self.exposed = exposed;
+            now = self.store.snapshot();
+        }
         self.upstreams.apply(Arc::clone(&now));
         self.shared.snapshot.store(Arc::clone(&now));
+        self.health.apply(&now);
         for warning in now.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
             warn!("{warning}");
         }
@@ -217,6 +281,12 @@ impl Control {
         for frontend in changed.served.into_iter().filter(is_intercepted) {
             self.served.insert(frontend);
         }
+        for (at, door) in diff::doors(&before, &now).into_iter().filter(|(at, _)| is_intercepted(at)) {
+            match door {
+                Some(door) => _ = self.external.insert(at, door),
+                None => _ = self.external.remove(&at),
+            }
+        }
         self.announce(&now, found);
     }
 
@@ -227,6 +297,9 @@ impl Control {
             served.remove(&frontend);
         }
         let wanted = Wanted {
+            external: self.external.clone(),
+            health: health(now),
+            pods: now.here.pods.clone(),
             ranges,
             skip: skipped(now),
             served,

@@ -6,6 +6,7 @@
 mod check;
 mod control;
 mod data;
+mod health_ports;
 mod instance;
 mod neighbours;
 mod offline;
@@ -39,6 +40,7 @@ pub use offline::{render_rules, resolve_offline};
 
 use control::{Control, Shared};
 use data::DataPlane;
+use health_ports::HealthPorts;
 use instance::InstanceLock;
 use report::Reporter;
 
@@ -117,8 +119,10 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let tasks = TaskTracker::new();
     let drain = Drain::new();
 
-    let control = Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), wanted_tx).await;
     let data = DataPlane::start(proxy, &upstreams, &drain)?;
+    let health = HealthPorts::new(Arc::clone(&shared), data.pulse());
+    let control =
+        Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), health, wanted_tx).await;
     let probed = Arc::clone(&upstreams);
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),

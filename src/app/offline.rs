@@ -126,6 +126,7 @@ pub(super) async fn begin(settings: &Settings) -> anyhow::Result<(Arc<Snapshot>,
     let first = store.snapshot();
     let ranges = control::captured(settings, &first, &local, &[]);
     local.captured.clone_from(&ranges);
+    local.listening = control::listening(&store.exposed_ports());
     store.set_local(local);
     Ok((store.snapshot(), ranges))
 }
@@ -149,7 +150,7 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
         // Without the right to look, the full form is shown: that is what `run` installs where everything is there.
         let (capabilities, backend) = match Reconciler::new(HostTools, &settings.intercept).await {
             Ok(reconciler) => (reconciler.capabilities(), Some(reconciler.backend())),
-            Err(_) => (Capabilities { ipset: true, v6: true, policy_routing: true }, None),
+            Err(_) => (Capabilities::ALL, None),
         };
         let mut text = String::new();
         let proxy_port = match settings.proxy.port {
@@ -165,6 +166,9 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
             ranges,
             skip: control::skipped(&snapshot),
             served: control::served(&snapshot),
+            external: control::external(&snapshot),
+            health: control::health(&snapshot),
+            pods: snapshot.here.pods.clone(),
             proxy_port,
             own_mark: settings.intercept.own_mark,
             refuse_mark: settings.intercept.refuse_mark,
@@ -175,17 +179,18 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
                 let _ = writeln!(text, "# route: {entry}");
             }
             if family.sets {
-                let count = |served: usize, skipped: usize| {
-                    format!("{served} served frontends, {skipped} addresses left alone")
+                let count = |served: usize, skipped: usize, external: usize| {
+                    format!("{served} served frontends, {skipped} addresses left alone, {external} external frontends")
                 };
                 let of = |v4: bool| {
                     (
                         wanted.served.iter().filter(|frontend| frontend.ip.is_ipv4() == v4).count(),
                         wanted.skip.iter().filter(|ip| ip.is_ipv4() == v4).count(),
+                        wanted.external.keys().filter(|frontend| frontend.ip.is_ipv4() == v4).count(),
                     )
                 };
-                let (served, skipped) = of(family.family == Family::V4);
-                let _ = writeln!(text, "# sets ({}): {}", family.family.as_str(), count(served, skipped));
+                let (served, skipped, external) = of(family.family == Family::V4);
+                let _ = writeln!(text, "# sets ({}): {}", family.family.as_str(), count(served, skipped, external));
             }
         }
         for (family, rules) in render::save_form(&plan) {

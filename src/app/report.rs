@@ -54,6 +54,7 @@ impl Reporter {
         let mut warnings = self.neighbours.lines();
         warnings.extend(snapshot.warnings.iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
+        warnings.extend(self.shared.health_faults.load().iter().cloned());
         Status {
             version: crate::obs::VERSION.to_owned(),
             node: self.settings.node_name.clone(),
@@ -166,7 +167,7 @@ fn service(view: &PortView) -> ServiceReport {
             port: port.number,
             app_protocol: port.app_protocol.as_deref().map(str::to_owned),
         },
-        frontends: port.frontends.iter().map(ToString::to_string).collect(),
+        frontends: port.all_frontends().map(|at| at.to_string()).collect(),
         mode: port.mode.as_str().to_owned(),
         policy: port.policy.to_string(),
         active_connections: view.counters.active.load(Relaxed),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::model::ServicePort;
+use crate::model::{BackendSet, ServicePort, Via};
 
 use super::affinity::Affinity;
 use super::health::{EjectionPolicy, Tick};
@@ -37,12 +37,35 @@ pub struct Upstream {
     pub(super) affinity: Option<Arc<Affinity>>,
     pub(super) v4: Pool,
     pub(super) v6: Pool,
+    /// The pools of [`External::other`](crate::model::External), IPv4 first.
+    pub(super) other: Option<[Pool; 2]>,
 }
 
 impl Upstream {
     /// The backends for a frontend of `ip`'s family.
     pub fn pool(&self, frontend: IpAddr) -> &Pool {
         if frontend.is_ipv4() { &self.v4 } else { &self.v6 }
+    }
+
+    /// The backends for clients that come by `via` to a frontend of `ip`'s family.
+    pub fn pool_via(&self, via: Via, frontend: IpAddr) -> &Pool {
+        match self.other.as_ref().filter(|_| self.port.takes_other(via)) {
+            Some([v4, v6]) => {
+                if frontend.is_ipv4() {
+                    v4
+                } else {
+                    v6
+                }
+            }
+            None => self.pool(frontend),
+        }
+    }
+
+    /// All its pools, each with the set of backends it stands for.
+    pub(super) fn pools(&self) -> impl Iterator<Item = (&BackendSet, &Pool)> {
+        let own = [(&self.port.v4, &self.v4), (&self.port.v6, &self.v6)];
+        let sets = self.port.external.as_ref().and_then(|external| external.other.as_ref());
+        own.into_iter().chain(sets.into_iter().flatten().zip(self.other.iter().flatten()))
     }
 
     /// Picks a backend of `pool` (one of this upstream's) for `client` that is not among `tried`.

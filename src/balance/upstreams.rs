@@ -1,6 +1,6 @@
 //! All service ports as the data plane uses them, kept in step with the snapshot at the cost of what changed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -11,7 +11,7 @@ use imbl::OrdMap;
 use imbl::ordmap::DiffItem;
 use tokio::sync::watch;
 
-use crate::model::{Backend, BackendSet, Frontend, PortId, Protocol, ServicePort, Snapshot};
+use crate::model::{Backend, BackendSet, Frontend, Here, PortId, Protocol, ServicePort, Snapshot, Via};
 
 use super::affinity::Affinity;
 use super::health::{EjectionPolicy, Health, Standing, Tick};
@@ -23,6 +23,8 @@ use super::upstream::{PortCounters, Upstream};
 struct Table {
     by_frontend: OrdMap<Frontend, Arc<Upstream>>,
     by_id: OrdMap<PortId, Arc<Upstream>>,
+    by_external: OrdMap<Frontend, Arc<Upstream>>,
+    here: Here,
 }
 
 /// What only [`Upstreams::apply`] changes.
@@ -176,19 +178,25 @@ impl Upstreams {
                 }
             }
         }
-        for item in before.frontends.diff(&snapshot.frontends) {
-            match item {
-                DiffItem::Add(frontend, port) | DiffItem::Update { new: (frontend, port), .. } => {
-                    if let Some(upstream) = by_id.get(&port.id) {
-                        by_frontend.insert(*frontend, Arc::clone(upstream));
+        let mut by_external = table.by_external.clone();
+        for (before, now, routes) in [
+            (&before.frontends, &snapshot.frontends, &mut by_frontend),
+            (&before.external, &snapshot.external, &mut by_external),
+        ] {
+            for item in before.diff(now) {
+                match item {
+                    DiffItem::Add(frontend, port) | DiffItem::Update { new: (frontend, port), .. } => {
+                        if let Some(upstream) = by_id.get(&port.id) {
+                            routes.insert(*frontend, Arc::clone(upstream));
+                        }
                     }
-                }
-                DiffItem::Remove(frontend, _) => {
-                    by_frontend.remove(frontend);
+                    DiffItem::Remove(frontend, _) => {
+                        routes.remove(frontend);
+                    }
                 }
             }
         }
-        self.table.store(Arc::new(Table { by_frontend, by_id }));
+        self.table.store(Arc::new(Table { by_frontend, by_id, by_external, here: snapshot.here.clone() }));
         drop((table, before));
         memory.snapshot = snapshot;
         memory.sweep();
@@ -197,6 +205,18 @@ impl Upstreams {
     /// The service port offered at `frontend`.
     pub fn lookup(&self, frontend: &Frontend) -> Option<Arc<Upstream>> {
         self.table.load().by_frontend.get(frontend).cloned()
+    }
+
+    /// The service port that a client at `client` reaches at `frontend`, and which way it comes. `None` also where
+    /// a load balancer's source ranges do not have the client.
+    pub fn route(&self, frontend: &Frontend, client: IpAddr) -> Option<(Arc<Upstream>, Via)> {
+        let table = self.table.load();
+        if let Some(upstream) = table.by_frontend.get(frontend) {
+            return Some((Arc::clone(upstream), Via::ClusterIp));
+        }
+        let upstream = table.by_external.get(frontend)?;
+        let via = if table.here.has(client) { Via::Here } else { Via::Outside };
+        upstream.port.allows(frontend.addr(), client).then(|| (Arc::clone(upstream), via))
     }
 
     /// The service port with that identity.
@@ -266,15 +286,12 @@ impl Upstreams {
 
     fn view_of(&self, upstream: &Upstream, draining: &[Draining]) -> PortView {
         let now = self.now();
-        let live = |(set, pool): (&BackendSet, &Pool)| {
-            let views = set.eligible.iter().zip(pool.endpoints()).map(|(backend, endpoint)| {
-                let ready = endpoint.health.standing(now) == Standing::Ready;
-                view(backend, endpoint, if ready { BackendState::Ready } else { BackendState::Ejected })
-            });
-            views.collect::<Vec<_>>()
-        };
-        let mut backends = live((&upstream.port.v4, &upstream.v4));
-        backends.extend(live((&upstream.port.v6, &upstream.v6)));
+        let mut backends: Vec<BackendView> = Vec::new();
+        for (backend, endpoint) in upstream.endpoints() {
+            let ready = endpoint.health.standing(now) == Standing::Ready;
+            let state = if ready { BackendState::Ready } else { BackendState::Ejected };
+            backends.push(view(backend, endpoint, state));
+        }
         let gone = draining.iter().filter(|d| d.port == upstream.port.id);
         backends.extend(gone.map(|d| view(&d.backend, &d.endpoint, BackendState::Draining)));
         PortView { port: Arc::clone(&upstream.port), counters: Arc::clone(&upstream.counters), backends }
@@ -319,21 +336,21 @@ impl Memory {
             .map(|d| (d.endpoint.addr, Arc::clone(&d.endpoint)))
             .collect();
         if let Some(old) = old {
-            let endpoints = old.v4.endpoints().iter().chain(old.v6.endpoints());
-            known.extend(endpoints.map(|e| (e.addr, Arc::clone(e))));
+            known.extend(old.endpoints().into_iter().map(|(_, e)| (e.addr, Arc::clone(e))));
         }
         let mut pool = |set: &BackendSet| {
             let endpoints = set.eligible.iter().map(|b| {
                 let addr = b.addr.0;
-                known
-                    .get(&addr)
-                    .cloned()
-                    .unwrap_or_else(|| Arc::new(Endpoint::new(addr, self.health_of(addr, changes))))
+                let new = || Arc::new(Endpoint::new(addr, self.health_of(addr, changes)));
+                // Several pools of one upstream share an endpoint.
+                Arc::clone(known.entry(addr).or_insert_with(new))
             });
             Pool::new(endpoints.collect(), set.preferred, ejection.max_percent)
         };
         let (v4, v6) = (pool(&port.v4), pool(&port.v6));
-        let new = Upstream { port: Arc::clone(port), counters, ejection, affinity, v4, v6 };
+        let other = port.external.as_ref().and_then(|external| external.other.as_ref());
+        let other = other.map(|[v4, v6]| [pool(v4), pool(v6)]);
+        let new = Upstream { port: Arc::clone(port), counters, ejection, affinity, v4, v6, other };
         if let Some(old) = old {
             self.note_draining(old, Some(&new));
         }
@@ -352,15 +369,13 @@ impl Memory {
 
     /// Remembers the backends of `old` that `new` has no more, for as long as they have connections.
     fn note_draining(&mut self, old: &Upstream, new: Option<&Upstream>) {
-        for (set, pool) in [(&old.port.v4, &old.v4), (&old.port.v6, &old.v6)] {
-            for (backend, endpoint) in set.eligible.iter().zip(pool.endpoints()) {
-                if endpoint.active() > 0 && !new.is_some_and(|new| new.has(endpoint.addr)) {
-                    self.draining.push(Draining {
-                        port: old.port.id.clone(),
-                        backend: backend.clone(),
-                        endpoint: Arc::clone(endpoint),
-                    });
-                }
+        for (backend, endpoint) in old.endpoints() {
+            if endpoint.active() > 0 && !new.is_some_and(|new| new.has(endpoint.addr)) {
+                self.draining.push(Draining {
+                    port: old.port.id.clone(),
+                    backend: backend.clone(),
+                    endpoint: Arc::clone(endpoint),
+                });
             }
         }
     }
@@ -377,6 +392,15 @@ impl Memory {
 
 impl Upstream {
     fn has(&self, addr: SocketAddr) -> bool {
-        self.v4.position(addr).or_else(|| self.v6.position(addr)).is_some()
+        self.pools().any(|(_, pool)| pool.position(addr).is_some())
+    }
+
+    /// Every backend of every pool, each once, the ClusterIP's first.
+    fn endpoints(&self) -> Vec<(&Backend, &Arc<Endpoint>)> {
+        let mut seen = HashSet::new();
+        let all = self.pools().flat_map(|(set, pool)| set.eligible.iter().zip(pool.endpoints()));
+        let once =
+            |(_, endpoint): &(&Backend, &Arc<Endpoint>)| self.other.is_none() || seen.insert(endpoint.addr);
+        all.filter(once).collect()
     }
 }

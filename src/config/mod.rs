@@ -119,12 +119,26 @@ pub struct InterceptSettings {
     /// Serve only Services whose label `service.kubernetes.io/service-proxy-name` has this value; empty: only those
     /// without the label.
     pub service_proxy_name: String,
+    /// On which of this host's addresses node ports are served; `None` where they are not.
+    pub node_ports: Option<NodePortAddresses>,
+    /// Serve `externalIPs` as well. Whoever may write Services can then take over any address for this node's clients
+    /// (CVE-2020-8554).
+    pub external_ips: bool,
     /// How often the rules are checked and repaired.
     pub sync_period: Duration,
     /// Packet mark of the agent's own connections; one bit.
     pub own_mark: u32,
     /// Packet mark of new packets that are refused; one bit.
     pub refuse_mark: u32,
+}
+
+/// On which of this host's addresses node ports are served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NodePortAddresses {
+    /// The Node's own address, one of each family.
+    Primary,
+    /// The addresses of this host's interfaces inside these ranges.
+    Ranges(Vec<IpNet>),
 }
 
 /// Which iptables programs are used.

@@ -108,6 +108,16 @@ pub(super) fn service_cidr(text: &str) -> Result<IpNet, String> {
     Ok(net)
 }
 
+/// `primary` (`None`), or a range of this host's addresses.
+pub(super) fn node_port_addresses(text: &str) -> Result<Option<IpNet>, String> {
+    if text == "primary" {
+        return Ok(None);
+    }
+    let net: Result<IpNet, _> = text.parse();
+    net.map(|net| Some(net.trunc()))
+        .map_err(|_| "give `primary`, or ranges such as 192.168.0.0/16".to_owned())
+}
+
 /// Whether two ranges share an address.
 pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::raw::{self, RawConfig, Scalar};
 use super::resolve::{DNS_MODES, IPTABLES_BACKENDS, LOG_FORMATS, POD_NETWORKS, SOURCE_KINDS};
-use super::{Settings, UsageError};
+use super::{NodePortAddresses, Settings, UsageError};
 
 impl Settings {
     /// The effective configuration file; reading it gives these same settings.
@@ -43,6 +43,12 @@ impl From<&Settings> for RawConfig {
                 kubernetes_service: one(s.intercept.kubernetes_service),
                 coexist_with_kube_proxy: one(s.intercept.coexist_with_kube_proxy),
                 service_proxy_name: one(&s.intercept.service_proxy_name),
+                node_ports: one(s.intercept.node_ports.is_some()),
+                node_port_addresses: match &s.intercept.node_ports {
+                    Some(NodePortAddresses::Ranges(ranges)) => list(ranges),
+                    Some(NodePortAddresses::Primary) | None => list(&["primary"]),
+                },
+                external_ips: one(s.intercept.external_ips),
                 sync_period: one(duration(s.intercept.sync_period)),
                 own_mark: one(format!("{:#x}", s.intercept.own_mark)),
                 refuse_mark: one(format!("{:#x}", s.intercept.refuse_mark)),

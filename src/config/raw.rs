@@ -121,6 +121,10 @@ pub(super) struct Intercept {
     pub(super) kubernetes_service: One,
     pub(super) coexist_with_kube_proxy: One,
     pub(super) service_proxy_name: One,
+    pub(super) node_ports: One,
+    pub(super) node_port_addresses: Many,
+    #[serde(rename = "externalIPs")]
+    pub(super) external_ips: One,
     pub(super) sync_period: One,
     pub(super) own_mark: One,
     pub(super) refuse_mark: One,
@@ -191,6 +195,7 @@ impl RawConfig {
         let dns = self.dns.unwrap_or_default();
         let log = self.log.unwrap_or_default();
         many(keys::SERVICE_CIDRS, intercept.service_cidrs);
+        many(keys::NODE_PORT_ADDRESSES, intercept.node_port_addresses);
         many(keys::DNS_LISTEN, dns.listen);
         many(keys::DNS_UPSTREAMS, dns.upstreams);
         let mut one = |key, value: One| many(key, value.map(|v| vec![v]));
@@ -210,6 +215,8 @@ impl RawConfig {
         one(keys::KUBERNETES_SERVICE, intercept.kubernetes_service);
         one(keys::COEXIST, intercept.coexist_with_kube_proxy);
         one(keys::SERVICE_PROXY_NAME, intercept.service_proxy_name);
+        one(keys::NODE_PORTS, intercept.node_ports);
+        one(keys::EXTERNAL_IPS, intercept.external_ips);
         one(keys::SYNC_PERIOD, intercept.sync_period);
         one(keys::OWN_MARK, intercept.own_mark);
         one(keys::REFUSE_MARK, intercept.refuse_mark);

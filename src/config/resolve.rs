@@ -7,8 +7,8 @@ use super::layers::{Layers, Origin, Override};
 use super::raw::RawConfig;
 use super::{
     AdminSettings, BackendSettings, Credentials, DnsMode, DnsSettings, InterceptSettings, IptablesBackend,
-    LogFormat, LogSettings, PodNetwork, ProxySettings, Settings, SourceKind, SourceSettings, UsageError,
-    keys, parse,
+    LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings, SourceKind,
+    SourceSettings, UsageError, keys, parse,
 };
 
 pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[
@@ -140,10 +140,32 @@ fn intercept(layers: &Layers) -> Result<InterceptSettings, UsageError> {
         kubernetes_service: layers.one(keys::KUBERNETES_SERVICE, parse::boolean)?.unwrap_or(false),
         coexist_with_kube_proxy: layers.one(keys::COEXIST, parse::boolean)?.unwrap_or(false),
         service_proxy_name: layers.one(keys::SERVICE_PROXY_NAME, parse::label_value)?.unwrap_or_default(),
+        node_ports: node_ports(layers)?,
+        external_ips: layers.one(keys::EXTERNAL_IPS, parse::boolean)?.unwrap_or(false),
         sync_period: layers.one(keys::SYNC_PERIOD, parse::duration)?.unwrap_or(Duration::from_secs(2)),
         own_mark: layers.one(keys::OWN_MARK, parse::mark)?.unwrap_or(0x10),
         refuse_mark: layers.one(keys::REFUSE_MARK, parse::mark)?.unwrap_or(0x20),
     })
+}
+
+fn node_ports(layers: &Layers) -> Result<Option<NodePortAddresses>, UsageError> {
+    let ranges = layers.many(keys::NODE_PORT_ADDRESSES, parse::node_port_addresses)?.unwrap_or_default();
+    if ranges.len() > 1
+        && let Some(index) = ranges.iter().position(Option::is_none)
+    {
+        let way_out = "`primary` stands alone: leave it out, or leave the ranges out";
+        return Err(layers.fault(
+            (keys::NODE_PORT_ADDRESSES, index),
+            "primary",
+            keys::NODE_PORT_ADDRESSES,
+            way_out,
+        ));
+    }
+    let wanted = layers.one(keys::NODE_PORTS, parse::boolean)?.unwrap_or(true);
+    let ranges: Vec<_> = ranges.into_iter().flatten().collect();
+    Ok(wanted.then(|| {
+        if ranges.is_empty() { NodePortAddresses::Primary } else { NodePortAddresses::Ranges(ranges) }
+    }))
 }
 
 fn proxy(layers: &Layers) -> Result<ProxySettings, UsageError> {

@@ -1,6 +1,6 @@
 //! One Service and everything joined to it → its service ports.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +8,15 @@ use std::time::Duration;
 use crate::config::SERVICE_PROXY_NAME_LABEL;
 use crate::source::slim::{self, DestinationRule, EndpointSlice, Endpoints, Node, Service};
 
+use super::exposure::{external, health_check};
+use super::external::{HealthCheck, Here};
 use super::gather::{gather, protocol_name};
 use super::index::Pods;
 use super::local::Local;
 use super::reach::reach;
 use super::topology::{Judged, Place, choose};
 use super::traffic;
-use super::types::{BackendSet, Policy, PortId, ServiceId, ServicePort};
+use super::types::{BackendSet, Exclusion, Policy, PortId, Protocol, ServiceId, ServicePort};
 
 /// What every Service is built against.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +26,14 @@ pub(super) struct World<'a> {
     pub(super) nodes: &'a HashMap<Arc<str>, Box<Node>>,
     /// Every ClusterIP, with the slot of the Service that has it.
     pub(super) claims: &'a BTreeSet<(IpAddr, u32)>,
+    /// What counts as this node for external frontends.
+    pub(super) here: &'a Here,
+    /// Host ports of this node's pods.
+    pub(super) host_ports: &'a HostPorts,
 }
+
+/// Host ports of this node's pods, each with the pods (namespace and name) that have it.
+pub(super) type HostPorts = BTreeMap<(Protocol, u16), BTreeSet<(Arc<str>, Arc<str>)>>;
 
 impl<'a> World<'a> {
     /// This node's own Node object.
@@ -63,6 +72,8 @@ pub(super) struct Built {
     pub(super) ports: Vec<ServicePort>,
     /// Why it is left alone, if it is.
     pub(super) not_proxied: Option<String>,
+    /// The health check it asks for, with its port.
+    pub(super) health_check: Option<(u16, HealthCheck)>,
     /// Hashes of what it was built from, sorted.
     pub(super) deps: Vec<u64>,
     pub(super) warnings: Vec<String>,
@@ -107,6 +118,7 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
         }
         out.ports.push(built);
     }
+    out.health_check = health_check(from, &out.ports);
     if matches!(policy, Policy::Header(_)) && out.ports.iter().all(|p| p.policy != policy) {
         out.warnings.push(format!(
             "Service {}: policy {policy} needs an HTTP port (appProtocol: http, or a port name that starts with http-)",
@@ -161,14 +173,20 @@ fn service_port(
 ) -> ServicePort {
     let ips = cluster_ips(from.service);
     let mode = traffic::mode(port);
+    let mut external = external(world, from, port, out);
+    // Where clients from elsewhere, or those of this node, are served by another list than those of the ClusterIP.
+    let needs_other = external.as_ref().is_some_and(|e| e.local_only || from.service.local_only);
     let mut set = |v4: bool| {
         if ips.iter().any(|ip| ip.is_ipv4() == v4) {
-            backends(world, from, port, v4, out)
+            backends(world, from, port, (v4, needs_other), out)
         } else {
-            BackendSet::default()
+            (BackendSet::default(), BackendSet::default())
         }
     };
-    let (v4, v6) = (set(true), set(false));
+    let ((v4, other_v4), (v6, other_v6)) = (set(true), set(false));
+    if let Some(external) = external.as_mut().filter(|_| needs_other) {
+        external.other = Some([other_v4, other_v6]);
+    }
     ServicePort {
         id: PortId {
             service: from.id.clone(),
@@ -188,16 +206,19 @@ fn service_port(
         outlier: traffic::outlier(from.rule),
         v4,
         v6,
+        external: external.map(Box::new),
     }
 }
 
+/// The backends of one family: those that the Service's `internalTrafficPolicy` gives, and where they are needed
+/// those that the other one would.
 fn backends(
     world: &World<'_>,
     from: &Sources<'_>,
     port: &slim::ServicePort,
-    v4: bool,
+    (v4, needs_other): (bool, bool),
     out: &mut Built,
-) -> BackendSet {
+) -> (BackendSet, BackendSet) {
     let mut found = gather(world, from, port, v4);
     out.deps.append(&mut found.deps);
     out.warnings.append(&mut found.warnings);
@@ -212,10 +233,13 @@ fn backends(
             bar,
         }
     });
+    let judged: Vec<Judged<'_>> = judged.collect();
     let place = Place {
         node: &world.local.node_name,
         zone: world.own_node().and_then(|node| node.zone.as_deref()),
-        local_only: from.service.local_only,
+        local_only: from.service.local_only.then_some(Exclusion::NotLocal),
     };
-    choose(judged.collect(), place)
+    let turned = (!from.service.local_only).then_some(Exclusion::NotLocalExternal);
+    let other = needs_other.then(|| choose(judged.clone(), &Place { local_only: turned, ..place.clone() }));
+    (choose(judged, &place), other.unwrap_or_default())
 }

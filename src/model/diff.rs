@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use imbl::ordmap::DiffItem;
 
+use super::external::Door;
 use super::types::{Frontend, PortId, ServicePort, Snapshot};
 
 /// What has changed between two snapshots.
@@ -54,4 +55,16 @@ pub fn diff(old: &Snapshot, new: &Snapshot) -> Diff {
         }
     }
     out
+}
+
+/// The external frontends that are new or gone, or serve others than before: each with what the packet filter must
+/// know of it now, `None` where it is gone.
+pub fn doors(old: &Snapshot, new: &Snapshot) -> Vec<(Frontend, Option<Door>)> {
+    let items = old.external.diff(&new.external).map(|item| match item {
+        DiffItem::Add(at, port) | DiffItem::Update { new: (at, port), .. } => {
+            (*at, Some(port.door(at.addr())))
+        }
+        DiffItem::Remove(at, _) => (*at, None),
+    });
+    items.collect()
 }

@@ -1,5 +1,6 @@
 //! Explains one destination: which service port it is, which backends may be picked, and what a client gets.
 
+mod external;
 mod target;
 
 use std::fmt::Write as _;
@@ -73,7 +74,7 @@ pub fn backend_reports(port: &ServicePort, set: &BackendSet, live: LiveLookup<'_
     let excluded = set.excluded.iter().map(|Excluded { backend, why }| {
         let state = match why {
             Exclusion::Terminating => "draining",
-            Exclusion::NotLocal => "ready",
+            Exclusion::NotLocal | Exclusion::NotLocalExternal => "ready",
             _ => "unreachable",
         };
         let report = report(&port.id, backend, live);
@@ -138,6 +139,11 @@ impl Explain<'_> {
     fn address(&self, ip: IpAddr, port: Option<&PortWord>, protocol: Protocol) -> Resolution {
         let ports = self.ports_at(ip);
         if ports.is_empty() {
+            if let Some(PortWord::Number(number)) = port
+                && let Some(answer) = self.external(SocketAddr::new(ip, *number), protocol)
+            {
+                return answer;
+            }
             return self.no_service_at(ip);
         }
         self.among(&ports, ip, port, protocol)
@@ -259,6 +265,17 @@ impl Explain<'_> {
             }
             Some(_) => self.verdict(port, frontend, set),
         };
+        self.answer(port, frontend, set, (verdict, why))
+    }
+
+    /// The answer about a service port at one of its frontends.
+    fn answer(
+        &self,
+        port: &ServicePort,
+        frontend: SocketAddr,
+        set: &BackendSet,
+        (verdict, why): (Verdict, String),
+    ) -> Resolution {
         Resolution {
             target: self.target.to_owned(),
             service: Some(ResolvedService {

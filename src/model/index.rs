@@ -10,6 +10,8 @@ use std::sync::{Arc, OnceLock};
 
 use crate::source::slim::Pod;
 
+use super::types::Protocol;
+
 /// Something the ports of a Service were built from.
 #[derive(Clone, Copy, Debug, Hash)]
 pub(super) enum Dep<'a> {
@@ -23,6 +25,8 @@ pub(super) enum Dep<'a> {
     Node(&'a str),
     /// Whether some Service has that ClusterIP.
     ClusterIp(IpAddr),
+    /// The pods of this node with that host port.
+    HostPort(Protocol, u16),
 }
 
 impl Dep<'_> {

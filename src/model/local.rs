@@ -1,11 +1,12 @@
 //! What the model must know about the node it stands on.
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
-use crate::config::PodNetwork;
+use crate::config::{NodePortAddresses, PodNetwork};
 
 /// This node, as far as the choice of backends depends on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,12 @@ pub struct Local {
     pub own_addresses: Vec<IpAddr>,
     /// The acceptor's port, 0 while it is not bound; never dialled on an own address.
     pub proxy_port: u16,
+    /// On which of this host's addresses node ports are served; `None`: on none.
+    pub node_ports: Option<NodePortAddresses>,
+    /// Serve `externalIPs`.
+    pub external_ips: bool,
+    /// Where processes of this host listen over TCP, as far as it touches [`Store::exposed_ports`](super::Store).
+    pub listening: BTreeSet<SocketAddr>,
 }
 
 impl Local {
@@ -44,6 +51,9 @@ impl Local {
             captured: Vec::new(),
             own_addresses: Vec::new(),
             proxy_port: 0,
+            node_ports: Some(NodePortAddresses::Primary),
+            external_ips: false,
+            listening: BTreeSet::new(),
         }
     }
 

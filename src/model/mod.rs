@@ -5,12 +5,15 @@
 //!
 //! The way of an object: [`Store`] keeps it and knows which services it concerns (`index`), `build` turns one
 //! Service into its ports, `gather` collects the endpoints of a port, `reach` finds the address that this node
-//! dials, `topology` says which of them may be picked, `traffic` reads how. [`diff`] compares two snapshots,
+//! dials, `topology` says which of them may be picked, `traffic` reads how, `exposure` finds what is offered outside
+//! of the cluster. [`diff`] compares two snapshots,
 //! [`ranges`] finds what to capture, [`explain`] answers for one destination.
 
 mod build;
 pub mod diff;
 pub mod explain;
+mod exposure;
+mod external;
 mod gather;
 mod index;
 mod local;
@@ -23,6 +26,7 @@ mod topology;
 mod traffic;
 mod types;
 
+pub use external::{Audience, Door, External, ExternalFrontend, ExternalKind, HealthCheck, Here, Via};
 pub use local::Local;
 pub use store::Store;
 pub use types::*;

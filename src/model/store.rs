@@ -1,5 +1,6 @@
 //! All objects, joined by Service, and the snapshot that follows from them.
 
+mod external;
 mod rebuild;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -10,9 +11,11 @@ use crate::source::slim::{
     self, DestinationRule, EndpointSlice, Endpoints, Kind, Node, Object, ObjectKey, Pod, Service, ServiceCidr,
 };
 
+use super::build::HostPorts;
+use super::external::Here;
 use super::index::{Dep, Interner, Pods, Watchers};
 use super::local::Local;
-use super::types::{ServiceId, ServicePort, Snapshot};
+use super::types::{Frontend, ServiceId, ServicePort, Snapshot};
 
 /// Holds every object and turns changes into snapshots, rebuilding only the services that a change concerns.
 #[derive(Debug)]
@@ -31,6 +34,10 @@ pub struct Store {
     orphans: BTreeSet<(Arc<str>, Arc<str>)>,
     watchers: Watchers,
     claims: BTreeSet<(IpAddr, u32)>,
+    /// Every external frontend, with the slot of the Service that has it.
+    external_claims: BTreeSet<(Frontend, u32)>,
+    host_ports: HostPorts,
+    here: Here,
     names: Interner,
     dirty: BTreeSet<u32>,
     all_dirty: bool,
@@ -38,6 +45,7 @@ pub struct Store {
     general_dirty: bool,
     warnings: BTreeMap<String, Vec<String>>,
     contested: BTreeMap<IpAddr, String>,
+    contested_external: BTreeMap<Frontend, String>,
     snapshot: Arc<Snapshot>,
 }
 
@@ -53,6 +61,8 @@ struct Slot {
     /// What the snapshot holds of it.
     ports: Vec<Arc<ServicePort>>,
     ips: Box<[IpAddr]>,
+    external: Box<[Frontend]>,
+    health_port: Option<u16>,
     deps: Box<[u64]>,
 }
 
@@ -86,12 +96,16 @@ impl Store {
             orphans: BTreeSet::new(),
             watchers: Watchers::default(),
             claims: BTreeSet::new(),
+            external_claims: BTreeSet::new(),
+            host_ports: HostPorts::new(),
+            here: Here::default(),
             names: Interner::default(),
             dirty: BTreeSet::new(),
-            all_dirty: false,
+            all_dirty: true, // what counts as this node is not known yet
             general_dirty: false,
             warnings: BTreeMap::new(),
             contested: BTreeMap::new(),
+            contested_external: BTreeMap::new(),
             snapshot: Arc::default(),
         }
     }
@@ -188,6 +202,7 @@ impl Store {
             Kind::EndpointSlice => self.delete_slice(&id.namespace, &id.name),
             Kind::Pod => {
                 if let Some(pod) = self.pods.remove(&id.namespace, &id.name) {
+                    self.note_host_ports(&pod, false);
                     self.pod_changed(&pod);
                 }
             }
@@ -262,9 +277,12 @@ impl Store {
             self.names.share(value);
         }
         self.pod_changed(&pod);
-        if let Some(old) = self.pods.insert(pod) {
+        if let Some(old) = self.pods.remove(&pod.namespace, &pod.name) {
+            self.note_host_ports(&old, false);
             self.pod_changed(&old);
         }
+        self.note_host_ports(&pod, true);
+        self.pods.insert(pod);
     }
 
     fn pod_changed(&mut self, pod: &Pod) {

@@ -8,7 +8,7 @@ use crate::source::slim::Hints;
 use super::types::{Backend, BackendSet, Excluded, Exclusion, Reach};
 
 /// An endpoint with its way, its conditions, and a bar where it cannot be used.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Judged<'a> {
     pub(super) backend: Backend,
     pub(super) ready: bool,
@@ -54,26 +54,26 @@ impl Near<'_> {
 }
 
 /// Where this node is and what the Service asks for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Place<'a> {
     /// This node's name.
     pub(super) node: &'a str,
     /// Its zone.
     pub(super) zone: Option<&'a str>,
-    /// `internalTrafficPolicy: Local`.
-    pub(super) local_only: bool,
+    /// Only endpoints of this node count: what is said of the others.
+    pub(super) local_only: Option<Exclusion>,
 }
 
 /// Sorts endpoints into those that may be picked and those that may not.
-pub(super) fn choose(mut list: Vec<Judged<'_>>, place: Place<'_>) -> BackendSet {
+pub(super) fn choose(mut list: Vec<Judged<'_>>, place: &Place<'_>) -> BackendSet {
     list.sort_by(|a, b| a.same(b).then(b.rank().cmp(&a.rank())).then(b.backend.local.cmp(&a.backend.local)));
     list.dedup_by(|copy, kept| {
         let same = kept.same(copy) == Ordering::Equal;
         kept.backend.local |= same && copy.backend.local;
         same
     });
-    let near = if place.local_only { Near::All } else { near(&list, place) };
-    let candidate = |j: &Judged<'_>| j.bar.is_none() && (!place.local_only || j.backend.local);
+    let near = if place.local_only.is_some() { Near::All } else { near(&list, place) };
+    let candidate = |j: &Judged<'_>| j.bar.is_none() && (place.local_only.is_none() || j.backend.local);
     let any_ready = list.iter().any(|j| candidate(j) && j.ready);
 
     let (mut first, mut reserve, mut excluded) = (Vec::new(), Vec::new(), Vec::new());
@@ -81,7 +81,7 @@ pub(super) fn choose(mut list: Vec<Judged<'_>>, place: Place<'_>) -> BackendSet 
         let fits = candidate(&judged);
         let why = match judged.bar.take() {
             Some(bar) => bar,
-            None if !fits => Exclusion::NotLocal,
+            None if !fits => place.local_only.clone().unwrap_or(Exclusion::NotLocal),
             None if any_ready && judged.ready => {
                 let list = if near.matches(judged.hints) { &mut first } else { &mut reserve };
                 list.push(judged.backend);
@@ -110,7 +110,7 @@ pub(super) fn choose(mut list: Vec<Judged<'_>>, place: Place<'_>) -> BackendSet 
 }
 
 /// Hints count only when every ready endpoint has them and at least one names this node, or this zone.
-fn near<'a>(list: &[Judged<'_>], place: Place<'a>) -> Near<'a> {
+fn near<'a>(list: &[Judged<'_>], place: &Place<'a>) -> Near<'a> {
     let ready = || list.iter().filter(|j| j.ready).map(|j| j.hints);
     let counts = |near: Near<'_>, has: fn(&Hints) -> bool| {
         ready().all(|h| h.is_some_and(has)) && ready().any(|h| near.matches(h))

@@ -192,6 +192,7 @@ mod tests {
                 port: 80,
                 target: slim::PortRef::Number(80),
                 app_protocol: app.map(Arc::from),
+                node_port: None,
             };
             assert_eq!(mode(&port), want, "{name} {app:?}");
             port.protocol = slim::Protocol::Udp;

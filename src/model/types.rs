@@ -8,6 +8,8 @@ use std::time::Duration;
 use imbl::OrdMap;
 use ipnet::IpNet;
 
+use super::external::{External, HealthCheck, Here};
+
 /// Where a client wanted to go, before the packet filter redirected it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct OrigDst(pub SocketAddr);
@@ -223,6 +225,8 @@ pub enum Exclusion {
     Terminating,
     /// `internalTrafficPolicy: Local` and it runs elsewhere.
     NotLocal,
+    /// `externalTrafficPolicy: Local` and it runs elsewhere.
+    NotLocalExternal,
     /// No way to reach it from here, with the reason.
     Unreachable(String),
     /// Dialling it would lead back into this agent, with the reason.
@@ -237,6 +241,7 @@ impl fmt::Display for Exclusion {
             Self::NotReady => f.write_str("not ready"),
             Self::Terminating => f.write_str("terminating, while others are ready"),
             Self::NotLocal => f.write_str("not on this node, and internalTrafficPolicy is Local"),
+            Self::NotLocalExternal => f.write_str("not on this node, and externalTrafficPolicy is Local"),
             Self::Unreachable(why) => write!(f, "unreachable: {why}"),
             Self::Loop(why) => write!(f, "would loop: {why}"),
             Self::Invalid(why) => write!(f, "invalid: {why}"),
@@ -296,10 +301,12 @@ pub struct ServicePort {
     pub v4: BackendSet,
     /// Backends for IPv6 frontends.
     pub v6: BackendSet,
+    /// Its frontends for clients outside of the cluster, where it has any.
+    pub external: Option<Box<External>>,
 }
 
 impl ServicePort {
-    /// The backends for a frontend of `ip`'s family.
+    /// The backends for a ClusterIP of `ip`'s family.
     pub fn backends(&self, ip: IpAddr) -> &BackendSet {
         if ip.is_ipv4() { &self.v4 } else { &self.v6 }
     }
@@ -328,6 +335,12 @@ pub struct Snapshot {
     pub frontends: OrdMap<Frontend, Arc<ServicePort>>,
     /// The same service ports by identity.
     pub ports: OrdMap<PortId, Arc<ServicePort>>,
+    /// What is spoken for at node ports, external addresses and load balancer addresses.
+    pub external: OrdMap<Frontend, Arc<ServicePort>>,
+    /// The health checks that load balancers ask for, by port.
+    pub health_checks: OrdMap<u16, HealthCheck>,
+    /// What counts as this node where external frontends are concerned.
+    pub here: Here,
     /// Services with a ClusterIP that are left alone (opted out, `default/kubernetes`, SCTP only).
     pub not_proxied: OrdMap<ServiceId, NotProxied>,
     /// Every Service name known, with its `ClusterIPs` (empty for headless ones), for `resolve` and later DNS.

@@ -3,6 +3,7 @@
 /// The admin endpoint.
 pub mod admin;
 pub mod api;
+pub mod health_port;
 /// Logging to standard error.
 pub mod log;
 /// Metrics in OpenMetrics text.

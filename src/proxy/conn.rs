@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tracing::debug;
 
 use crate::balance::{PortCounters, Upstream, Upstreams};
-use crate::model::{Frontend, Mode, Protocol};
+use crate::model::{Frontend, Mode, Protocol, Via};
 use crate::net::sock;
 
 use super::Shared;
@@ -87,7 +87,7 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Direct => f.write_str("it dialled the acceptor itself"),
-            Self::Unknown(dst) => write!(f, "no service port is offered at {dst}"),
+            Self::Unknown(dst) => write!(f, "no service port is offered at {dst} to this client"),
             Self::Greedy => {
                 f.write_str("its address has as many connections as it may (proxy.maxConnectionsPerSource)")
             }
@@ -100,7 +100,7 @@ impl fmt::Display for Refusal {
 /// Serves one accepted connection to its end.
 pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, upstreams: Arc<Upstreams>) {
     let shared = &*ticket.shared;
-    let (dst, upstream) = match route(&client, peer, shared, &upstreams) {
+    let (dst, upstream, via) = match route(&client, peer, shared, &upstreams) {
         Ok(found) => found,
         Err(why) => return refuse(&client, peer, shared, &why),
     };
@@ -115,7 +115,7 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
     }
 
     // Boxed: a dial needs more room than a relay, and for a short time only.
-    let dialled = Box::pin(connect(&client, peer, dst, shared, &upstreams, &upstream)).await;
+    let dialled = Box::pin(connect(&client, peer, (dst, via), shared, &upstreams, &upstream)).await;
     let (backend, _lease) = match dialled {
         Ok(dialled) => dialled,
         Err(e) => {
@@ -154,27 +154,28 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
     debug!(%peer, service = %upstream.port.id, ?end, "connection ended");
 }
 
-/// The service port that the client wanted, and the address it used for it.
+/// The service port that the client wanted, the address it used for it, and the way it came.
 fn route(
     client: &TcpStream,
     peer: SocketAddr,
     shared: &Shared,
     upstreams: &Upstreams,
-) -> Result<(SocketAddr, Arc<Upstream>), Refusal> {
+) -> Result<(SocketAddr, Arc<Upstream>, Via), Refusal> {
     let dst = (shared.destination)(client, peer).map_err(|_| Refusal::Direct)?;
     // Not redirected, the original destination is our own address. A service may use our port number, though.
     if dst.port() == shared.port && sock::local_addr(client).map_or(true, |own| own == dst) {
         return Err(Refusal::Direct);
     }
     let frontend = Frontend { ip: dst.ip(), port: dst.port(), protocol: Protocol::Tcp };
-    let upstream = upstreams.lookup(&frontend).ok_or(Refusal::Unknown(dst))?;
-    Ok((dst, upstream))
+    let client = peer.ip().to_canonical();
+    let (upstream, via) = upstreams.route(&frontend, client).ok_or(Refusal::Unknown(dst))?;
+    Ok((dst, upstream, via))
 }
 
 async fn connect(
     client: &TcpStream,
     peer: SocketAddr,
-    dst: SocketAddr,
+    (dst, via): (SocketAddr, Via),
     shared: &Shared,
     upstreams: &Upstreams,
     upstream: &Upstream,
@@ -182,7 +183,7 @@ async fn connect(
     let request = Request {
         upstreams,
         upstream,
-        pool: upstream.pool(dst.ip()),
+        pool: upstream.pool_via(via, dst.ip()),
         client: peer.ip().to_canonical(),
         limits: shared.limits,
         guard: &*shared.guard,

@@ -7,23 +7,48 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
+use imbl::ordmap::DiffItem;
+use ipnet::IpNet;
+
 use super::apply::Family;
-use super::names::{SET_PREFIX, served_set, skip_set};
+use super::names::{SET_PREFIX, external_sets, served_set, skip_set};
 use super::plan::{Wanted, is_of};
-use crate::model::{Frontend, Protocol};
+use crate::model::{Audience, Door, Frontend, Protocol};
 
 /// Room in a set unless more is needed: 100,000 frontends fit, with space to grow. An empty set costs 200 bytes.
 const ROOM: usize = 262_144;
+
+/// What a set holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// Frontends inside the ranges that have a usable backend.
+    Served,
+    /// Addresses inside the ranges that are left alone.
+    Skip,
+    /// Source ranges, each with the external frontend that it may use.
+    Sources,
+    /// External frontends with source ranges.
+    Guarded,
+    /// External frontends without any usable backend.
+    Nobody,
+    /// External frontends that serve clients of this node only.
+    Here,
+    /// All external frontends.
+    External,
+    /// Where health checks are answered.
+    Health,
+}
 
 /// One of the sets, with its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Set {
     /// Its name, at most 31 characters.
     pub name: &'static str,
-    /// `hash:ip,port` or `hash:ip`.
+    /// `hash:ip,port`, `hash:ip` or `hash:ip,port,net`.
     kind: &'static str,
     /// Its family.
     family: Family,
+    content: Content,
 }
 
 /// What `ipset list -terse` says of one set.
@@ -35,37 +60,72 @@ pub struct Head {
     pub entries: usize,
 }
 
-/// The sets of a family.
-pub fn sets(family: Family) -> [Set; 2] {
+/// The sets of a family. Those that narrow down what is captured stand before the one that captures.
+pub fn sets(family: Family) -> [Set; 8] {
+    let names = external_sets(family);
+    let set = |name, content| Set { name, kind: "hash:ip,port", family, content };
     [
-        Set { name: served_set(family), kind: "hash:ip,port", family },
-        Set { name: skip_set(family), kind: "hash:ip", family },
+        set(served_set(family), Content::Served),
+        Set { kind: "hash:ip", ..set(skip_set(family), Content::Skip) },
+        Set { kind: "hash:ip,port,net", ..set(names.sources, Content::Sources) },
+        set(names.guarded, Content::Guarded),
+        set(names.nobody, Content::Nobody),
+        set(names.here, Content::Here),
+        set(names.all, Content::External),
+        set(names.health, Content::Health),
     ]
 }
 
 impl Set {
+    /// Whether it is about source ranges.
+    pub fn is_for_sources(self) -> bool {
+        matches!(self.content, Content::Sources | Content::Guarded)
+    }
+
     /// The members that it should have.
     pub fn members(self, wanted: &Wanted) -> Vec<String> {
-        if self.kind == "hash:ip" {
-            wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).map(IpAddr::to_string).collect()
-        } else {
-            wanted
-                .served
-                .iter()
-                .filter(|frontend| is_of(self.family, frontend.ip))
-                .filter_map(member)
-                .collect()
+        let of = |frontend: &&Frontend| is_of(self.family, frontend.ip);
+        match self.content {
+            Content::Skip => {
+                wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).map(IpAddr::to_string).collect()
+            }
+            Content::Served => wanted.served.iter().filter(of).filter_map(member).collect(),
+            Content::Health => wanted.health.iter().filter(of).filter_map(member).collect(),
+            _ => {
+                let ours = wanted.external.iter().filter(|(at, _)| is_of(self.family, at.ip));
+                ours.flat_map(|(at, door)| self.of_door(at, door)).collect()
+            }
         }
     }
 
     /// How many members it should have.
     pub fn count(self, wanted: &Wanted) -> usize {
-        if self.kind == "hash:ip" {
-            wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).count()
-        } else {
-            let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol == Protocol::Tcp;
-            wanted.served.iter().filter(ours).count()
+        match self.content {
+            Content::Skip => wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).count(),
+            Content::Served => {
+                let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol == Protocol::Tcp;
+                wanted.served.iter().filter(ours).count()
+            }
+            // Few.
+            _ => self.members(wanted).len(),
         }
+    }
+
+    /// The members that one external frontend makes, without duplicates.
+    fn of_door(self, at: &Frontend, door: &Door) -> Vec<String> {
+        let fits = match self.content {
+            Content::External => true,
+            Content::Nobody => door.audience == Audience::Nobody,
+            Content::Here => door.audience == Audience::Here,
+            Content::Guarded => !door.sources.is_empty(),
+            Content::Sources => {
+                let ranges: BTreeSet<_> = door.sources.iter().collect();
+                let member = member(at).unwrap_or_default();
+                return ranges.into_iter().map(|range| format!("{member},{}", plain(*range))).collect();
+            }
+            Content::Served | Content::Skip | Content::Health => false,
+        };
+        if fits { member(at).into_iter().collect() } else { Vec::new() }
     }
 
     /// The commands that give the set exactly `members`, whatever stands now (`heads`, by name).
@@ -92,9 +152,15 @@ impl Set {
     }
 }
 
-/// The commands that turn the sets of `family` from `old` into `new`, in effort by the size of the change.
-pub fn changes(family: Family, old: &Wanted, new: &Wanted, out: &mut String) {
-    let [served, skip] = sets(family);
+/// A range as `ipset save` prints it: a single address without its length.
+fn plain(range: IpNet) -> String {
+    if range.prefix_len() == range.max_prefix_len() { range.addr().to_string() } else { range.to_string() }
+}
+
+/// The commands that turn the sets of `family` from `old` into `new`, in effort by the size of the change. `guarded`
+/// says whether there are sets for source ranges.
+pub fn changes(family: Family, old: &Wanted, new: &Wanted, guarded: bool, out: &mut String) {
+    let [served, skip, external @ .., health] = sets(family);
     for change in old.served.diff(&new.served) {
         let (word, frontend) = match change {
             imbl::ordset::DiffItem::Add(frontend) => ("add", frontend),
@@ -108,6 +174,39 @@ pub fn changes(family: Family, old: &Wanted, new: &Wanted, out: &mut String) {
         for ip in from.difference(to).filter(|ip| is_of(family, **ip)) {
             let _ = writeln!(out, "{word} {} {ip} -exist", skip.name);
         }
+    }
+    for (word, from, to) in [("add", &new.health, &old.health), ("del", &old.health, &new.health)] {
+        for member in from.iter().filter(|at| is_of(family, at.ip) && !to.contains(*at)).filter_map(member) {
+            let _ = writeln!(out, "{word} {} {member} -exist", health.name);
+        }
+    }
+    let (mut add, mut del) = (Vec::new(), Vec::new());
+    for change in old.external.diff(&new.external) {
+        let (at, before, now) = match change {
+            DiffItem::Add(at, now) => (at, None, Some(now)),
+            DiffItem::Remove(at, before) => (at, Some(before), None),
+            DiffItem::Update { old: (at, before), new: (_, now) } => (at, Some(before), Some(now)),
+        };
+        if !is_of(family, at.ip) {
+            continue;
+        }
+        for (order, set) in external.iter().enumerate().filter(|(_, set)| guarded || !set.is_for_sources()) {
+            let members = |door: Option<&Door>| door.map(|door| set.of_door(at, door)).unwrap_or_default();
+            let (before, now) = (members(before), members(now));
+            let line = |word: &str, member: &str| (order, format!("{word} {} {member} -exist", set.name));
+            add.extend(
+                now.iter().filter(|member| !before.contains(member)).map(|member| line("add", member)),
+            );
+            del.extend(
+                before.iter().filter(|member| !now.contains(member)).map(|member| line("del", member)),
+            );
+        }
+    }
+    // Captured last, and released first: nobody gets in meanwhile who may not.
+    add.sort();
+    del.sort_by(|a, b| b.cmp(a));
+    for (_, line) in add.into_iter().chain(del) {
+        let _ = writeln!(out, "{line}");
     }
 }
 
@@ -198,10 +297,10 @@ mod tests {
         let new =
             wanted(&[("10.96.0.10", 80, Tcp), ("10.96.0.12", 80, Tcp), ("fd00::b", 80, Tcp)], &["10.96.0.2"]);
         let mut script = String::new();
-        changes(Family::V4, &old, &new, &mut script);
+        changes(Family::V4, &old, &new, false, &mut script);
         insta::assert_snapshot!(script);
         let mut none = String::new();
-        changes(Family::V6, &new, &new, &mut none);
+        changes(Family::V6, &new, &new, false, &mut none);
         assert_eq!(none, "");
     }
 

@@ -101,9 +101,7 @@ impl<M: Machine> Reconciler<M> {
         target: &Plan,
         thorough: bool,
     ) -> Result<Vec<String>, RulesError> {
-        let planned =
-            target.families.iter().filter(|plan| plan.sets).flat_map(|plan| ipset::sets(plan.family));
-        let planned: Vec<ipset::Set> = planned.collect();
+        let planned: Vec<ipset::Set> = target.families.iter().flat_map(FamilyPlan::needed_sets).collect();
         if planned.is_empty() {
             return Ok(Vec::new());
         }

@@ -47,3 +47,42 @@ pub fn skip_set(family: Family) -> &'static str {
         Family::V6 => "edgesplice-skip-v6",
     }
 }
+
+/// The sets behind external frontends, all but the last `hash:ip,port`; see [`super::ipset::Content`].
+#[derive(Clone, Copy, Debug)]
+pub struct ExternalSets {
+    /// All that are captured.
+    pub all: &'static str,
+    /// Those that nobody is served at.
+    pub nobody: &'static str,
+    /// Those that clients of this node only are served at.
+    pub here: &'static str,
+    /// Where health checks are answered.
+    pub health: &'static str,
+    /// Those with source ranges.
+    pub guarded: &'static str,
+    /// Their source ranges, `hash:ip,port,net`.
+    pub sources: &'static str,
+}
+
+/// The names of the sets behind external frontends.
+pub fn external_sets(family: Family) -> ExternalSets {
+    match family {
+        Family::V4 => ExternalSets {
+            all: "edgesplice-external-v4",
+            nobody: "edgesplice-ext-none-v4",
+            here: "edgesplice-ext-here-v4",
+            health: "edgesplice-health-v4",
+            guarded: "edgesplice-guarded-v4",
+            sources: "edgesplice-sources-v4",
+        },
+        Family::V6 => ExternalSets {
+            all: "edgesplice-external-v6",
+            nobody: "edgesplice-ext-none-v6",
+            here: "edgesplice-ext-here-v6",
+            health: "edgesplice-health-v6",
+            guarded: "edgesplice-guarded-v6",
+            sources: "edgesplice-sources-v6",
+        },
+    }
+}

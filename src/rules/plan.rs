@@ -3,13 +3,16 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 
-use imbl::OrdSet;
+use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use super::apply::Family;
-use super::names::{COMMENT, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, served_set, skip_set};
+use super::ipset::Set;
+use super::names::{
+    COMMENT, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, external_sets, served_set, skip_set,
+};
 use super::routes::Entry;
-use crate::model::Frontend;
+use crate::model::{Door, Frontend};
 
 /// What the rules are made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,6 +23,13 @@ pub struct Wanted {
     pub skip: BTreeSet<IpAddr>,
     /// The TCP frontends with a usable backend. Everything else inside the ranges is refused.
     pub served: OrdSet<Frontend>,
+    /// The TCP frontends outside of the ranges: node ports, external and load balancer addresses. Captured with ip
+    /// sets only.
+    pub external: OrdMap<Frontend, Door>,
+    /// Where health checks of load balancers are answered.
+    pub health: OrdSet<Frontend>,
+    /// The ranges of this node's pods, at most one of each family: their clients count as this node's own.
+    pub pods: Vec<IpNet>,
     /// The acceptor's port.
     pub proxy_port: u16,
     /// The mark on the agent's own packets, one bit.
@@ -39,6 +49,13 @@ pub struct Capabilities {
     /// The kernel has policy routing. Without: pods on a bridge whose packets pass `iptables`
     /// (`bridge-nf-call-iptables=1`) see a timeout where they should be refused.
     pub policy_routing: bool,
+    /// The kernel has sets of the type `hash:ip,port,net`. Without: source ranges of load balancers hold after accept.
+    pub source_sets: bool,
+}
+
+impl Capabilities {
+    /// A machine that has everything.
+    pub const ALL: Self = Self { ipset: true, v6: true, policy_routing: true, source_sets: true };
 }
 
 /// Everything that should stand on the node.
@@ -57,8 +74,20 @@ pub struct FamilyPlan {
     pub tables: Vec<TablePlan>,
     /// Routes and policy rules.
     pub entries: BTreeSet<Entry>,
-    /// Whether the rules refer to the family's two sets.
+    /// Whether the rules refer to the family's sets.
     pub sets: bool,
+    /// Whether they refer to those for source ranges as well.
+    pub guarded: bool,
+}
+
+impl FamilyPlan {
+    /// The sets that the rules refer to.
+    pub fn needed_sets(&self) -> impl Iterator<Item = Set> {
+        let (sets, guarded) = (self.sets, self.guarded);
+        super::ipset::sets(self.family)
+            .into_iter()
+            .filter(move |set| sets && (guarded || !set.is_for_sources()))
+    }
 }
 
 /// Own chains and jumps of one table.
@@ -98,7 +127,8 @@ pub fn jump(chain: &str) -> String {
     format!("-m comment --comment {COMMENT} -j {chain}")
 }
 
-/// Makes the plan. The number of rules depends on the ranges alone; only without ipset also on `wanted.skip`.
+/// Makes the plan. The number of rules depends on the ranges alone, and on whether any load balancer has source
+/// ranges; only without ipset also on `wanted.skip`.
 pub fn plan(wanted: &Wanted, capabilities: Capabilities) -> Plan {
     let families = Family::ALL
         .into_iter()
@@ -134,7 +164,7 @@ fn family_plan(wanted: &Wanted, capabilities: Capabilities, family: Family) -> O
         entries.insert(Entry::RefuseRule(family, wanted.refuse_mark));
     }
     let tables = vec![input.filter(), input.mangle(), input.nat()];
-    Some(FamilyPlan { family, tables, entries, sets: capabilities.ipset })
+    Some(FamilyPlan { family, tables, entries, sets: capabilities.ipset, guarded: input.is_guarded() })
 }
 
 /// What one family's tables are made from.
@@ -150,6 +180,14 @@ impl Input<'_> {
     /// past connection tracking, so it must not depend on address translation.
     fn resets_unserved(&self) -> bool {
         self.capabilities.ipset && self.capabilities.policy_routing
+    }
+
+    /// Whether source ranges are a matter of the rules.
+    fn is_guarded(&self) -> bool {
+        let mut doors = self.wanted.external.iter().filter(|(at, _)| is_of(self.family, at.ip));
+        self.capabilities.ipset
+            && self.capabilities.source_sets
+            && doors.any(|(_, door)| !door.sources.is_empty())
     }
 
     fn refused(&self) -> String {
@@ -189,6 +227,12 @@ impl Input<'_> {
         let to_us = format!("-p tcp -m tcp --dport {port}");
         input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
         input.push(format!("{to_us} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"));
+        if self.capabilities.ipset {
+            let health = external_sets(self.family).health;
+            input.push(format!(
+                "-p tcp -m set --match-set {health} dst,dst -m comment --comment {COMMENT} -j ACCEPT"
+            ));
+        }
         let forward = self.ranges.iter().map(|range| {
             format!("-d {range} -m comment --comment {COMMENT} -j REJECT --reject-with {unreachable}")
         });
@@ -220,6 +264,7 @@ impl Input<'_> {
                     ));
                 }
             }
+            rules.extend(self.mangle_external(&mark));
         } else {
             rules.extend(self.skip_each());
             // No UDP is served, so that it can be refused by range alone.
@@ -231,6 +276,29 @@ impl Input<'_> {
             chains: vec![ChainPlan { name: MANGLE_CHAIN, rules }],
             jumps: vec![("PREROUTING", MANGLE_CHAIN), ("OUTPUT", MANGLE_CHAIN)],
         }
+    }
+
+    /// Drops what a load balancer's source ranges do not have, as kube-proxy does; marks new connections to external
+    /// frontends that nobody serves, and those from elsewhere to the ones that serve clients of this node only.
+    fn mangle_external(&self, mark: &str) -> Vec<String> {
+        let sets = external_sets(self.family);
+        let new = "-p tcp -m conntrack --ctstate NEW";
+        let mut rules = Vec::new();
+        if self.is_guarded() {
+            rules.push(format!(
+                "{new} -m set --match-set {} dst,dst -m set ! --match-set {} dst,dst,src \
+                 -m comment --comment {COMMENT} -j DROP",
+                sets.guarded, sets.sources
+            ));
+        }
+        rules.push(format!("{new} -m set --match-set {} dst,dst {mark}", sets.nobody));
+        let pods = self.wanted.pods.iter().find(|net| is_of(self.family, net.addr()));
+        let elsewhere = pods.map(|net| format!("! -s {net} ")).unwrap_or_default();
+        rules.push(format!(
+            "{elsewhere}{new} -m addrtype ! --src-type LOCAL -m set --match-set {} dst,dst {mark}",
+            sets.here
+        ));
+        rules
     }
 
     /// Redirects the ranges to the acceptor. Refused UDP is redirected as well: only so do its refusals come from
@@ -252,6 +320,10 @@ impl Input<'_> {
         for range in self.ranges {
             rules.push(format!("-d {range} -p tcp {redirect}"));
             rules.push(format!("-d {range} -p udp {refused} {redirect}"));
+        }
+        if self.capabilities.ipset {
+            let external = external_sets(self.family).all;
+            rules.push(format!("-p tcp -m set --match-set {external} dst,dst {redirect}"));
         }
         TablePlan {
             name: "nat",

@@ -29,6 +29,8 @@ const LONGEST_PERIOD: Duration = Duration::from_secs(4);
 
 /// Why sets are given up before they were tried.
 const NO_IPSET: &str = "the program `ipset` is not installed, or the kernel has no sets";
+/// What follows for external frontends.
+const NO_EXTERNAL: &str = "without ip sets, node ports, external addresses and load balancer addresses are not served; install the package `ipset`";
 /// Begins the warning about routes that could not be added; it goes once they stand.
 const ROUTE_MISSING: &str = "a route is missing";
 
@@ -100,7 +102,7 @@ impl<M: Machine> Reconciler<M> {
             setting: settings.iptables_backend,
             sync_period: settings.sync_period,
             backend: found.backend,
-            capabilities: Capabilities { ipset: true, v6: found.v6, policy_routing: true },
+            capabilities: Capabilities { v6: found.v6, ..Capabilities::ALL },
             sets_proven: false,
             wanted: None,
             wording: BTreeMap::new(),
@@ -204,6 +206,18 @@ impl<M: Machine> Reconciler<M> {
                 // The machine turned out to have less than was thought: once more, with a humbler plan.
                 Ok(()) if self.capabilities != before => {}
                 Err(RulesError::Tool(error @ ToolError::Failed { .. }))
+                    if before.source_sets
+                        && target.families.iter().any(|plan| plan.guarded)
+                        && !standing.iter().flat_map(|plan| &plan.families).any(|plan| plan.guarded)
+                        && !error.is_busy() =>
+                {
+                    self.capabilities.source_sets = false;
+                    self.warn(format!(
+                        "sets of the type hash:ip,port,net cannot be used: who is not in a load balancer's source \
+                         ranges is reset after the connect instead of dropped before it ({error})"
+                    ));
+                }
+                Err(RulesError::Tool(error @ ToolError::Failed { .. }))
                     if before.ipset && !self.sets_proven && !error.is_busy() =>
                 {
                     self.give_up_sets(&error.to_string());
@@ -213,6 +227,9 @@ impl<M: Machine> Reconciler<M> {
             }
         }
         self.sets_proven |= self.capabilities.ipset;
+        if !self.capabilities.ipset && !wanted.external.is_empty() {
+            self.warn(NO_EXTERNAL.to_owned());
+        }
         if fresh {
             self.sweep_other_backend().await;
         }
@@ -262,13 +279,8 @@ impl<M: Machine> Reconciler<M> {
         {
             self.machine.remove_entry(entry).await?;
         }
-        let needed: Vec<&str> = target
-            .families
-            .iter()
-            .filter(|plan| plan.sets)
-            .flat_map(|plan| ipset::sets(plan.family))
-            .map(|set| set.name)
-            .collect();
+        let needed: Vec<&str> =
+            target.families.iter().flat_map(FamilyPlan::needed_sets).map(|set| set.name).collect();
         remove_sets(&self.machine, |name| !needed.contains(&name)).await
     }
 
@@ -282,8 +294,10 @@ impl<M: Machine> Reconciler<M> {
         let mut script = String::new();
         let mut anew = Vec::new();
         for plan in &target.families {
-            match old.filter(|_| standing.is_some_and(|standing| standing.family(plan.family).is_some())) {
-                Some(old) => ipset::changes(plan.family, old, wanted, &mut script),
+            let standing = standing.and_then(|standing| standing.family(plan.family));
+            // All sets of the plan stand: what changes is their members.
+            match old.filter(|_| standing.is_some_and(|standing| standing.guarded || !plan.guarded)) {
+                Some(old) => ipset::changes(plan.family, old, wanted, plan.guarded, &mut script),
                 None => anew.push(plan.family),
             }
         }
@@ -305,7 +319,8 @@ impl<M: Machine> Reconciler<M> {
         };
         let heads = ipset::heads(&text);
         let mut script = String::new();
-        for set in anew.into_iter().flat_map(ipset::sets) {
+        let anew = target.families.iter().filter(|plan| anew.contains(&plan.family));
+        for set in anew.flat_map(FamilyPlan::needed_sets) {
             set.full_load(&set.members(wanted), &heads, &mut script);
         }
         Ok(self.machine.ipset_restore(&script).await?)

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::model::{Frontend, Protocol};
+use crate::model::{Audience, Door, Frontend, Protocol};
 use crate::rules::fake::{Fake, failure};
 use crate::rules::{leftovers, names};
 
@@ -15,6 +15,8 @@ fn settings(backend: IptablesBackend) -> InterceptSettings {
         kubernetes_service: false,
         coexist_with_kube_proxy: false,
         service_proxy_name: String::new(),
+        node_ports: None,
+        external_ips: false,
         sync_period: Duration::from_secs(2),
         own_mark: 2,
         refuse_mark: 1,
@@ -33,6 +35,7 @@ fn wanted() -> Wanted {
         proxy_port: 15001,
         own_mark: 2,
         refuse_mark: 1,
+        ..Wanted::default()
     }
 }
 
@@ -207,4 +210,78 @@ async fn says_what_is_missing() {
     assert!(matches!(error, Some(StartError::NotInstalled("legacy"))));
     let user = Fake { permitted: false, ..Fake::default() };
     assert!(matches!(start(user, IptablesBackend::Auto).await, Some(StartError::NotPermitted)));
+}
+
+/// `wanted` with an external frontend for `audience` from `sources`.
+fn with_door(audience: Audience, sources: &[&str]) -> Wanted {
+    let at = Frontend { ip: "192.168.77.1".parse().unwrap(), port: 30080, protocol: Protocol::Tcp };
+    let sources = sources.iter().map(|net| net.parse().unwrap()).collect();
+    Wanted { external: [(at, Door { audience, sources })].into_iter().collect(), ..wanted() }
+}
+
+#[tokio::test]
+async fn external_frontends_are_a_matter_of_sets() {
+    let mut rules = reconciler(Fake::default()).await;
+    rules.apply(&wanted()).await.unwrap();
+    rules.machine().take_calls();
+    let sets = names::external_sets(Family::V4);
+    let member = vec!["192.168.77.1,tcp:30080".to_owned()];
+    let none: Vec<String> = Vec::new();
+    for (audience, nobody, here) in [
+        (Audience::All, &none, &none),
+        (Audience::Here, &none, &member),
+        (Audience::Nobody, &member, &none),
+        (Audience::All, &none, &none),
+    ] {
+        rules.apply(&with_door(audience, &[])).await.unwrap();
+        assert_eq!(rules.machine().take_calls(), ["ipset restore"], "{audience:?}");
+        let now = |set| rules.machine().members(set).unwrap();
+        assert_eq!(
+            (now(sets.all), now(sets.nobody), now(sets.here)),
+            (member.clone(), nobody.clone(), here.clone())
+        );
+    }
+    rules.apply(&wanted()).await.unwrap();
+    assert_eq!(rules.machine().members(sets.all).unwrap(), none);
+    rules.withdraw().await.unwrap();
+    assert_eq!(rules.machine().members(sets.all), None);
+}
+
+#[tokio::test]
+async fn source_ranges_come_and_go_with_their_sets() {
+    let mut rules = reconciler(Fake::default()).await;
+    rules.apply(&wanted()).await.unwrap();
+    let sets = names::external_sets(Family::V4);
+    assert_eq!(rules.machine().members(sets.sources), None, "not before anybody needs it");
+    rules.apply(&with_door(Audience::All, &["10.0.0.0/8", "192.0.2.7/32"])).await.unwrap();
+    let want = ["192.168.77.1,tcp:30080,10.0.0.0/8", "192.168.77.1,tcp:30080,192.0.2.7"];
+    assert_eq!(rules.machine().members(sets.sources).unwrap(), want);
+    assert_eq!(rules.machine().members(sets.guarded).unwrap(), ["192.168.77.1,tcp:30080"]);
+    rules.machine().take_calls();
+    rules.check().await.unwrap();
+    assert_eq!(rules.report().repairs_total, 0);
+    rules.apply(&with_door(Audience::All, &["10.0.0.0/8"])).await.unwrap();
+    assert_eq!(rules.machine().members(sets.sources).unwrap(), want[..1]);
+    rules.apply(&with_door(Audience::All, &[])).await.unwrap();
+    assert_eq!(rules.machine().members(sets.sources), None);
+}
+
+#[tokio::test]
+async fn a_kernel_without_that_type_of_set_serves_all_the_same() {
+    let mut rules = reconciler(Fake::default()).await;
+    rules.apply(&wanted()).await.unwrap();
+    rules.machine().fail_next(failure(1, "Kernel error received: set type not supported"));
+    rules.machine().fail_next(failure(1, "Kernel error received: set type not supported"));
+    rules.apply(&with_door(Audience::All, &["10.0.0.0/8"])).await.unwrap();
+    let sets = names::external_sets(Family::V4);
+    assert_eq!(rules.machine().members(sets.all).unwrap().len(), 1);
+    assert_eq!(rules.machine().members(sets.sources), None);
+    assert!(rules.capabilities().ipset && rules.report().warnings[0].contains("hash:ip,port,net"));
+}
+
+#[tokio::test]
+async fn without_sets_external_frontends_are_said_to_be_missing() {
+    let mut rules = reconciler(Fake { has_ipset: false, ..Fake::default() }).await;
+    rules.apply(&with_door(Audience::All, &[])).await.unwrap();
+    assert!(rules.report().warnings.iter().any(|line| line.contains("node ports")), "{:?}", rules.report());
 }

@@ -128,7 +128,7 @@ mod tests {
     use super::super::plan::{Capabilities, Wanted, plan};
     use super::*;
 
-    const ALL: Capabilities = Capabilities { ipset: true, v6: true, policy_routing: true };
+    const ALL: Capabilities = Capabilities::ALL;
 
     fn wanted(ranges: &[&str]) -> Wanted {
         Wanted {

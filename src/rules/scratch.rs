@@ -45,7 +45,7 @@ const fn both(text: &'static str) -> [&'static str; 2] {
 }
 
 /// What the rules are made of.
-pub const FEATURES: [Feature; 8] = [
+pub const FEATURES: [Feature; 9] = [
     need("rule comments", both("xt_comment"), ["filter", "INPUT"], both("-m comment --comment x -j RETURN")),
     need("matching marks", both("xt_mark"), ["filter", "INPUT"], both("-m mark --mark 0x1/0x1 -j RETURN")),
     need("setting marks", both("xt_mark"), ["mangle", "OUTPUT"], both("-p tcp -j MARK --set-xmark 0x1/0x1")),
@@ -54,6 +54,12 @@ pub const FEATURES: [Feature; 8] = [
         both("xt_conntrack"),
         ["mangle", "PREROUTING"],
         both("-m conntrack --ctstate NEW -j RETURN"),
+    ),
+    need(
+        "matching this machine's own addresses",
+        both("xt_addrtype"),
+        ["mangle", "PREROUTING"],
+        both("-m addrtype ! --src-type LOCAL -j RETURN"),
     ),
     need(
         "redirecting connections",

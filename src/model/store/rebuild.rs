@@ -7,6 +7,7 @@ use std::sync::Arc;
 use crate::source::slim;
 
 use super::super::build::{Built, Sources, World, build, cluster_ips};
+use super::super::exposure::here;
 use super::super::index::Dep;
 use super::super::types::{Frontend, NotProxied, Protocol, ServicePort, Snapshot};
 use super::{Slot, Store};
@@ -25,12 +26,18 @@ impl Store {
             return self.snapshot.clone();
         }
         let mut next = Snapshot::clone(&self.snapshot);
+        if self.all_dirty {
+            self.here = here(&self.local, self.nodes.get(&self.local.node_name).map(AsRef::as_ref));
+            next.here.clone_from(&self.here);
+        }
         let mut touched = self.update_claims();
+        let mut external = BTreeSet::new();
         let mut warned = false;
         for number in std::mem::take(&mut self.dirty) {
-            warned |= self.rebuild(number, &mut next, &mut touched);
+            warned |= self.rebuild(number, &mut next, &mut touched, &mut external);
         }
         warned |= self.assign(&touched, &mut next);
+        warned |= self.assign_external(&external, &mut next);
         if std::mem::take(&mut self.general_dirty) || self.all_dirty {
             self.general(&mut next);
             warned = true;
@@ -70,8 +77,14 @@ impl Store {
     }
 
     /// Builds one Service anew and puts its ports into `next`. Adds the addresses whose frontends may have changed
-    /// to `touched`; says whether warnings changed.
-    fn rebuild(&mut self, number: u32, next: &mut Snapshot, touched: &mut BTreeSet<IpAddr>) -> bool {
+    /// to `touched` and `external`; says whether warnings changed.
+    fn rebuild(
+        &mut self,
+        number: u32,
+        next: &mut Snapshot,
+        touched: &mut BTreeSet<IpAddr>,
+        external: &mut BTreeSet<Frontend>,
+    ) -> bool {
         let Some(id) = self.slots[number as usize].id.clone() else { return false };
         let built = self.build(number);
         let slot = &mut self.slots[number as usize];
@@ -99,7 +112,10 @@ impl Store {
             }
             touched.extend(&slot.ips);
         }
+        self.claim_external(number, changed, external);
+        self.put_health_check(number, built.health_check, next);
 
+        let slot = &mut self.slots[number as usize];
         let not_proxied = built.not_proxied.map(|why| NotProxied { cluster_ips: slot.ips.to_vec(), why });
         if next.not_proxied.get(&id) != not_proxied.as_ref() {
             match not_proxied {
@@ -122,7 +138,14 @@ impl Store {
 
     fn build(&self, number: u32) -> Built {
         let slot = &self.slots[number as usize];
-        let world = World { local: &self.local, pods: &self.pods, nodes: &self.nodes, claims: &self.claims };
+        let world = World {
+            local: &self.local,
+            pods: &self.pods,
+            nodes: &self.nodes,
+            claims: &self.claims,
+            here: &self.here,
+            host_ports: &self.host_ports,
+        };
         match (&slot.id, &slot.service) {
             (Some(id), Some(service)) => build(
                 &world,
@@ -165,8 +188,9 @@ impl Store {
                     next.frontends.insert(key, port);
                 }
             }
-            let text =
-                owner.filter(|_| claimants.len() > 1).map(|owner| self.contest(*ip, owner, &claimants));
+            let text = owner.filter(|_| claimants.len() > 1).map(|owner| {
+                format!("ClusterIP {ip} is claimed by Services {}", self.contest(owner, &claimants))
+            });
             warned |= self.contested.get(ip) != text.as_ref();
             match text {
                 Some(text) => _ = self.contested.insert(*ip, text),
@@ -178,7 +202,7 @@ impl Store {
 
     /// What makes one Service newer than another: when it was made, then its version, then (for a fixed order) its
     /// name, the first in the alphabet counting as the newest.
-    fn age(&self, number: u32) -> impl Ord + '_ {
+    pub(super) fn age(&self, number: u32) -> impl Ord + '_ {
         let slot = &self.slots[number as usize];
         let service = slot.service.as_deref();
         (
@@ -188,18 +212,14 @@ impl Store {
         )
     }
 
-    fn contest(&self, ip: IpAddr, owner: u32, claimants: &[u32]) -> String {
+    /// Who claims the same thing, and which of them has it.
+    pub(super) fn contest(&self, owner: u32, claimants: &[u32]) -> String {
         let name = |number: u32| {
             self.slots[number as usize].id.as_ref().map(ToString::to_string).unwrap_or_default()
         };
         let mut others: Vec<String> = claimants.iter().filter(|c| **c != owner).map(|c| name(*c)).collect();
         others.sort_unstable();
-        format!(
-            "ClusterIP {ip} is claimed by Services {} and {}; the newest, {}, has it",
-            name(owner),
-            others.join(", "),
-            name(owner)
-        )
+        format!("{} and {}; the newest, {}, has it", name(owner), others.join(", "), name(owner))
     }
 
     /// The parts of the snapshot that belong to no Service.
@@ -240,7 +260,8 @@ impl Store {
     }
 
     fn all_warnings(&self) -> Vec<String> {
-        let all = || self.contested.values().chain(self.warnings.values().flatten());
+        let contested = || self.contested.values().chain(self.contested_external.values());
+        let all = || contested().chain(self.warnings.values().flatten());
         let mut list: Vec<String> = all().take(MAX_WARNINGS).cloned().collect();
         let more = all().count().saturating_sub(MAX_WARNINGS);
         if more > 0 {

@@ -109,6 +109,7 @@ impl World {
             outlier: OutlierDetection::default(),
             v4: BackendSet { preferred: eligible.len(), eligible, excluded: Vec::new() },
             v6: BackendSet::default(),
+            external: None,
         };
         adjust(&mut port);
         let port = Arc::new(port);

@@ -218,6 +218,8 @@ mod tests {
             kubernetes_service: false,
             coexist_with_kube_proxy: false,
             service_proxy_name: String::new(),
+            node_ports: None,
+            external_ips: false,
             sync_period: std::time::Duration::from_secs(2),
             own_mark: 2,
             refuse_mark: 1,

@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
 use serde::Deserialize;
 
-use super::fields::{ClusterIp, MaybePortRef, PortNumber, PortRef, Protocol, nullable};
+use super::fields::{Address, ClusterIp, MaybePortRef, PortNumber, PortRef, Protocol, nullable};
 use super::meta::{OptOut, RawMeta};
 
 /// `sessionAffinityConfig.clientIP.timeoutSeconds` when it is not set (k8s.io/api core/v1).
@@ -34,6 +35,8 @@ pub struct Service {
     pub local_only: bool,
     /// `publishNotReadyAddresses`.
     pub publish_not_ready: bool,
+    /// What it offers to clients outside of the cluster, besides the node ports of its ports.
+    pub exposure: Option<Box<Exposure>>,
     /// The label that takes it away from us, if there is one.
     pub opt_out: Option<OptOut>,
     /// Annotation `edgesplice.io/load-balancing`.
@@ -50,6 +53,22 @@ pub struct Service {
     pub resource_version: u64,
 }
 
+/// What a Service offers to clients outside of the cluster, and on what terms.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub struct Exposure {
+    /// `externalIPs`.
+    pub external_ips: Box<[IpAddr]>,
+    /// `status.loadBalancer.ingress[].ip` of a Service of type `LoadBalancer`, those with `ipMode: VIP` (the default).
+    pub load_balancer_ips: Box<[IpAddr]>,
+    /// Who may use the load balancer's addresses; empty: everybody. `loadBalancerSourceRanges`, else the annotation
+    /// `service.beta.kubernetes.io/load-balancer-source-ranges`.
+    pub source_ranges: Box<[IpNet]>,
+    /// `externalTrafficPolicy: Local`.
+    pub local_only: bool,
+    /// `healthCheckNodePort` of a Service of type `LoadBalancer` with `externalTrafficPolicy: Local`.
+    pub health_check_port: Option<u16>,
+}
+
 /// One port of a Service.
 #[derive(Clone, Debug, PartialEq, Hash)]
 pub struct ServicePort {
@@ -63,6 +82,8 @@ pub struct ServicePort {
     pub target: PortRef,
     /// `appProtocol` as written.
     pub app_protocol: Option<Arc<str>>,
+    /// `nodePort`.
+    pub node_port: Option<u16>,
 }
 
 #[derive(Deserialize)]
@@ -70,6 +91,30 @@ struct RawService {
     metadata: RawMeta,
     #[serde(default, deserialize_with = "nullable")]
     spec: RawSpec,
+    #[serde(default, deserialize_with = "nullable")]
+    status: RawStatus,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawStatus {
+    #[serde(default, deserialize_with = "nullable")]
+    load_balancer: RawLoadBalancer,
+}
+
+#[derive(Default, Deserialize)]
+struct RawLoadBalancer {
+    #[serde(default, deserialize_with = "nullable")]
+    ingress: Vec<RawIngress>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct RawIngress {
+    #[serde(default)]
+    ip: Option<Address>,
+    #[serde(default)]
+    ip_mode: Option<Box<str>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -93,6 +138,14 @@ struct RawSpec {
     internal_traffic_policy: Option<Box<str>>,
     #[serde(default, deserialize_with = "nullable")]
     publish_not_ready_addresses: bool,
+    #[serde(rename = "externalIPs", default, deserialize_with = "nullable")]
+    external_ips: Vec<Address>,
+    #[serde(default)]
+    external_traffic_policy: Option<Box<str>>,
+    #[serde(default, deserialize_with = "nullable")]
+    load_balancer_source_ranges: Vec<Box<str>>,
+    #[serde(default, deserialize_with = "nullable")]
+    health_check_node_port: u16,
 }
 
 #[derive(Default, Deserialize)]
@@ -120,11 +173,14 @@ struct RawPort {
     target_port: MaybePortRef,
     #[serde(default)]
     app_protocol: Option<Arc<str>>,
+    #[serde(default, deserialize_with = "nullable")]
+    node_port: u16,
 }
 
 impl<'de> Deserialize<'de> for Service {
     fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let RawService { metadata, spec } = RawService::deserialize(from)?;
+        let RawService { metadata, spec, status } = RawService::deserialize(from)?;
+        let exposure = exposure(&metadata, &spec, &status).map_err(serde::de::Error::custom)?;
         let primary = [spec.cluster_ip];
         let written: &[ClusterIp] = if spec.cluster_ips.is_empty() { &primary } else { &spec.cluster_ips };
         if spec.cluster_ip != ClusterIp::Unset && spec.cluster_ip != written[0] {
@@ -161,6 +217,7 @@ impl<'de> Deserialize<'de> for Service {
                 .then(|| timeout.unwrap_or(DEFAULT_AFFINITY_SECONDS)),
             local_only: spec.internal_traffic_policy.as_deref() == Some("Local"),
             publish_not_ready: spec.publish_not_ready_addresses,
+            exposure: (exposure != Exposure::default()).then(|| Box::new(exposure)),
             created: metadata.creation_timestamp,
         })
     }
@@ -174,6 +231,46 @@ impl From<RawPort> for ServicePort {
             port: raw.port.0,
             target: raw.target_port.0.unwrap_or(PortRef::Number(raw.port.0)),
             app_protocol: raw.app_protocol.filter(|p| !p.is_empty()),
+            node_port: Some(raw.node_port).filter(|port| *port != 0),
         }
     }
+}
+
+fn exposure(metadata: &RawMeta, spec: &RawSpec, status: &RawStatus) -> Result<Exposure, String> {
+    let load_balancer = spec.kind.as_deref() == Some("LoadBalancer");
+    let local_only = spec.external_traffic_policy.as_deref() == Some("Local");
+    // The field beats the annotation; blanks and empty entries are allowed in both.
+    let annotation =
+        metadata.annotation("service.beta.kubernetes.io/load-balancer-source-ranges").unwrap_or("");
+    let written: Vec<&str> = if spec.load_balancer_source_ranges.is_empty() {
+        annotation.split(',').collect()
+    } else {
+        spec.load_balancer_source_ranges.iter().map(AsRef::as_ref).collect()
+    };
+    let ranges = written.into_iter().map(str::trim).filter(|text| !text.is_empty()).map(|text| {
+        let net = text.parse().map(|net: IpNet| net.trunc());
+        net.map_err(|_| format!("load balancer source range {text:?} is not a CIDR such as 192.0.2.0/24"))
+    });
+    let vip = |ingress: &RawIngress| {
+        ingress
+            .ip_mode
+            .as_deref()
+            .is_none_or(|mode| mode == "VIP")
+            .then(|| ingress.ip.as_ref()?.ip())
+            .flatten()
+    };
+    Ok(Exposure {
+        external_ips: spec.external_ips.iter().filter_map(Address::ip).collect(),
+        load_balancer_ips: status
+            .load_balancer
+            .ingress
+            .iter()
+            .filter(|_| load_balancer)
+            .filter_map(vip)
+            .collect(),
+        source_ranges: ranges.filter(|_| load_balancer).collect::<Result<_, _>>()?,
+        local_only,
+        health_check_port: Some(spec.health_check_node_port)
+            .filter(|port| *port != 0 && load_balancer && local_only),
+    })
 }

@@ -298,3 +298,32 @@ fn destination_rules_keep_the_fields_of_the_contract() {
     let Object::DestinationRule(got) = json(Kind::DestinationRule, off) else { panic!() };
     assert_eq!(got.consecutive_errors, Some(0));
 }
+
+#[test]
+fn what_is_offered_outside_of_the_cluster_is_read() {
+    let ip = |text: &str| text.parse::<std::net::IpAddr>().unwrap();
+    let whole = |kind: &str, ranges: serde_json::Value| {
+        json!({"metadata": {"name": "s", "annotations":
+                {"service.beta.kubernetes.io/load-balancer-source-ranges": " 10.1.0.0/16 , ,10.2.0.0/16"}},
+            "spec": {"type": kind, "ports": [{"port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "nodePort": 0}],
+                "externalIPs": ["203.0.113.010", "junk"], "externalTrafficPolicy": "Local",
+                "healthCheckNodePort": 31000, "loadBalancerSourceRanges": ranges},
+            "status": {"loadBalancer": {"ingress": [{"ip": "203.0.113.1"}, {"ip": "203.0.113.2", "ipMode": "Proxy"},
+                {"ip": "203.0.113.3", "ipMode": "VIP"}, {"hostname": "lb.example"}]}}})
+    };
+    let got = service(whole("LoadBalancer", json!([" 192.0.2.7/24"])));
+    assert_eq!((got.ports[0].node_port, got.ports[1].node_port), (Some(30080), None));
+    let exposure = got.exposure.unwrap();
+    assert_eq!(*exposure.external_ips, [ip("203.0.113.10")]);
+    assert_eq!(*exposure.load_balancer_ips, [ip("203.0.113.1"), ip("203.0.113.3")]);
+    assert_eq!(*exposure.source_ranges, ["192.0.2.0/24".parse().unwrap()]);
+    assert_eq!((exposure.local_only, exposure.health_check_port), (true, Some(31000)));
+    // The annotation where the field is not; neither means anything for other types.
+    let got = service(whole("LoadBalancer", json!(null))).exposure.unwrap();
+    assert_eq!(got.source_ranges.len(), 2);
+    let got = service(whole("NodePort", json!(["192.0.2.0/24"]))).exposure.unwrap();
+    assert_eq!((got.load_balancer_ips.len(), got.source_ranges.len(), got.health_check_port), (0, 0, None));
+    let bad = decode(Kind::Service, whole("LoadBalancer", json!(["192.0.2.0/33"]))).unwrap_err();
+    assert!(bad.to_string().contains("192.0.2.0/33"), "{bad}");
+    assert_eq!(service(json!({"metadata": {"name": "s"}, "spec": {"ports": [{"port": 80}]}})).exposure, None);
+}
