@@ -66,6 +66,7 @@ pub(crate) fn service(name: &str, frontend: SocketAddr, backends: &[SocketAddr])
         outlier: OutlierDetection::default(),
         v4: set,
         v6: BackendSet::default(),
+        external: None,
     }
 }
 
