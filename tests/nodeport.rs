@@ -167,6 +167,8 @@ fn a_client_elsewhere_is_served_and_everything_goes_again(backend: &str) {
             );
         }
     }
+    let told = scene.a.edgesplice_json(&["resolve", &at(VIP, 80), "-o", "json"]);
+    assert_eq!((&told["verdict"], &told["frontend"]), (&json!("proxied"), &json!(at(VIP, 80))), "{told}");
     // Not asked for: the external address, another port of the address, a load balancer that wants to see its traffic.
     for to in [at(EXTERNAL, 80), at(VIP, 81), at("192.0.2.11", 80)] {
         assert!(ask(&scene.client, &to).is_err(), "{to}");

@@ -100,6 +100,7 @@ pub(super) fn captured(
     forbidden.extend(local.own_addresses.iter().copied().map(IpNet::from));
     forbidden.extend(snapshot.node_ips.iter().copied().map(IpNet::from));
     forbidden.extend(ranges::dialled(snapshot));
+    forbidden.extend(snapshot.external.keys().map(|frontend| IpNet::from(frontend.ip)));
     ranges::infer(&vips, previous, &forbidden)
 }
 

@@ -55,7 +55,9 @@ impl HealthPorts {
     pub(super) fn retry(&mut self) {
         let failed: Vec<SocketAddr> = self.failed.keys().copied().collect();
         if !failed.is_empty() {
-            failed.into_iter().for_each(|addr| self.open(addr));
+            for addr in failed {
+                self.open(addr);
+            }
             self.report();
         }
     }

@@ -163,9 +163,9 @@ fn node_ports(layers: &Layers) -> Result<Option<NodePortAddresses>, UsageError> 
     }
     let wanted = layers.one(keys::NODE_PORTS, parse::boolean)?.unwrap_or(true);
     let ranges: Vec<_> = ranges.into_iter().flatten().collect();
-    Ok(wanted.then(|| {
-        if ranges.is_empty() { NodePortAddresses::Primary } else { NodePortAddresses::Ranges(ranges) }
-    }))
+    let addresses =
+        if ranges.is_empty() { NodePortAddresses::Primary } else { NodePortAddresses::Ranges(ranges) };
+    Ok(wanted.then_some(addresses))
 }
 
 fn proxy(layers: &Layers) -> Result<ProxySettings, UsageError> {

@@ -84,7 +84,7 @@ pub enum Audience {
 pub struct Door {
     /// Whom it can serve; others are refused.
     pub audience: Audience,
-    /// From where it may be used; empty: from anywhere.
+    /// From where it may be used, in order and without duplicates; empty: from anywhere.
     pub sources: Vec<IpNet>,
 }
 
@@ -175,6 +175,8 @@ impl ServicePort {
         if sources.iter().any(|net| net.prefix_len() == 0) {
             sources.clear();
         }
+        sources.sort_unstable();
+        sources.dedup();
         Door { audience, sources }
     }
 

@@ -106,26 +106,35 @@ impl Set {
                 let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol == Protocol::Tcp;
                 wanted.served.iter().filter(ours).count()
             }
-            // Few.
-            _ => self.members(wanted).len(),
+            Content::Health => wanted.health.iter().filter(|at| is_of(self.family, at.ip)).count(),
+            _ => {
+                let ours = wanted.external.iter().filter(|(at, _)| is_of(self.family, at.ip));
+                let each = ours.filter(|(_, door)| self.holds(door));
+                each.map(|(_, door)| if self.content == Content::Sources { door.sources.len() } else { 1 })
+                    .sum()
+            }
         }
     }
 
-    /// The members that one external frontend makes, without duplicates.
-    fn of_door(self, at: &Frontend, door: &Door) -> Vec<String> {
-        let fits = match self.content {
+    /// Whether an external frontend has a place in it.
+    fn holds(self, door: &Door) -> bool {
+        match self.content {
             Content::External => true,
             Content::Nobody => door.audience == Audience::Nobody,
             Content::Here => door.audience == Audience::Here,
-            Content::Guarded => !door.sources.is_empty(),
-            Content::Sources => {
-                let ranges: BTreeSet<_> = door.sources.iter().collect();
-                let member = member(at).unwrap_or_default();
-                return ranges.into_iter().map(|range| format!("{member},{}", plain(*range))).collect();
-            }
+            Content::Guarded | Content::Sources => !door.sources.is_empty(),
             Content::Served | Content::Skip | Content::Health => false,
-        };
-        if fits { member(at).into_iter().collect() } else { Vec::new() }
+        }
+    }
+
+    /// The members that one external frontend makes.
+    fn of_door(self, at: &Frontend, door: &Door) -> Vec<String> {
+        let Some(member) = member(at).filter(|_| self.holds(door)) else { return Vec::new() };
+        if self.content == Content::Sources {
+            door.sources.iter().map(|range| format!("{member},{}", plain(*range))).collect()
+        } else {
+            vec![member]
+        }
     }
 
     /// The commands that give the set exactly `members`, whatever stands now (`heads`, by name).

@@ -157,6 +157,21 @@ mod tests {
     }
 
     #[test]
+    fn v4_with_source_ranges_and_pods() {
+        use crate::model::{Audience, Door, Frontend, Protocol};
+        let at = Frontend { ip: "203.0.113.1".parse().unwrap(), port: 80, protocol: Protocol::Tcp };
+        let door = Door { audience: Audience::All, sources: vec!["192.0.2.0/24".parse().unwrap()] };
+        let wanted = Wanted {
+            external: [(at, door)].into_iter().collect(),
+            pods: vec!["fd44::/64".parse().unwrap(), "10.244.1.0/24".parse().unwrap()],
+            ..wanted(&["10.96.0.0/12"])
+        };
+        let plan = plan(&wanted, ALL);
+        let mangle = &plan.families[0].tables[1].chains[0];
+        insta::assert_snapshot!(mangle.rules[3..].join("\n"));
+    }
+
+    #[test]
     fn v4_without_ipset() {
         insta::assert_snapshot!(golden(&["10.96.0.0/12"], Capabilities { ipset: false, ..ALL }, Family::V4));
     }

@@ -49,8 +49,8 @@ impl Explain<'_> {
 
     /// An external frontend that is left alone on this node.
     fn left_alone(&self, at: SocketAddr, protocol: Protocol) -> Option<Resolution> {
-        let ports = self.snapshot.ports.values().filter(|port| port.id.protocol == protocol);
-        let (port, frontend) = ports.filter_map(|port| Some((port, port.external_at(at)?))).next()?;
+        let mut ports = self.snapshot.ports.values().filter(|port| port.id.protocol == protocol);
+        let (port, frontend) = ports.find_map(|port| Some((port, port.external_at(at)?)))?;
         let why = frontend.left_alone.as_ref()?;
         let why = format!("a {} of Service {}, left alone: {why}", frontend.kind.as_str(), port.id.service);
         Some(self.elsewhere(Verdict::NotIntercepted, why))
