@@ -24,6 +24,7 @@ struct Scene {
     b: Node,
     client: Node,
     pod: Pod,
+    bridged: Pod,
     agent: Agent,
     _servers: Vec<Server>,
     _lab: Lab,
@@ -92,14 +93,24 @@ impl Scene {
     ) -> Self {
         let lab = Lab::new(&format!("{label}-{backend}"));
         let (a, b, client) = (lab.node("a"), lab.node("b"), lab.node("client"));
-        let pod = a.pod("pod");
+        let (pod, bridged) = (a.pod("pod"), a.bridged_pod("bridged"));
         // The way to the load balancer's and the external addresses leads over node `a`, as BGP or ARP would have it.
         client.ip("route add 192.0.2.0/24 via 192.168.77.1\nroute add fd99::/64 via fd77::1\n");
         a.ip("route add 192.0.2.0/24 via 192.168.77.2\nroute add fd99::/64 via fd77::2\n");
         let servers = vec![Server::greeting(&a, 7001, "from a"), Server::greeting(&b, 7001, "from b")];
         prepare(&a);
         let agent = adjust(Agent::on(&a).backend(backend).manifest("cluster.json", manifest)).start();
-        Self { a, b, client, pod, agent, _servers: servers, _lab: lab }
+        Self { a, b, client, pod, bridged, agent, _servers: servers, _lab: lab }
+    }
+
+    /// Everywhere a client can be.
+    fn clients(&self) -> [(&str, &Netns); 4] {
+        [
+            ("elsewhere", &self.client),
+            ("a pod", &self.pod),
+            ("a bridged pod", &self.bridged),
+            ("the host", &self.a),
+        ]
     }
 
     /// Puts the cluster into another state and waits until `to` answers the client as wished.
@@ -152,13 +163,17 @@ fn a_client_elsewhere_is_served_and_everything_goes_again(backend: &str) {
         "remote",
         backend,
         &cluster(web(&extra), &[THERE]),
-        |node| *before.borrow_mut() = Some(node.state()),
+        |node| {
+            // The bridge settles a moment after its first port.
+            eventually("the bridge is up", SOON, || {
+                node.must(&["ip", "link", "show", "cni0"]).contains("state UP").then_some(())
+            });
+            *before.borrow_mut() = Some(node.state());
+        },
         |agent| agent,
     );
     for to in frontends() {
-        for (place, client) in
-            [("elsewhere", &*scene.client), ("a pod", &*scene.pod), ("the host", &*scene.a)]
-        {
+        for (place, client) in scene.clients() {
             assert_eq!(
                 ask(client, &to).as_deref(),
                 Ok("from b"),
@@ -181,9 +196,7 @@ fn a_client_elsewhere_is_served_and_everything_goes_again(backend: &str) {
     let rules = scene.a.rule_count();
     scene.agent.write("cluster.json", &cluster(web(&extra), &[]));
     for to in frontends() {
-        for (place, client) in
-            [("elsewhere", &*scene.client), ("a pod", &*scene.pod), ("the host", &*scene.a)]
-        {
+        for (place, client) in scene.clients() {
             eventually(&format!("refused from {place} to {to}"), SOON, || {
                 (client.connect(&to).err() == Some(Errno::ECONNREFUSED)).then_some(())
             });
@@ -220,7 +233,7 @@ fn the_local_policy_serves_from_this_node_only(backend: &str) {
         }
     }
     // The node's own clients have the whole cluster.
-    for (place, client) in [("a pod", &*scene.pod), ("the host", &*scene.a)] {
+    for (place, client) in scene.clients().into_iter().skip(1) {
         eventually(&format!("both backends from {place}"), SOON, || {
             (ask(client, &at("192.168.77.1", NODE_PORT)).as_deref() == Ok("from b")).then_some(())
         });
@@ -233,7 +246,7 @@ fn the_local_policy_serves_from_this_node_only(backend: &str) {
         let started = Instant::now();
         assert_eq!(scene.client.connect(&to).err(), Some(Errno::ECONNREFUSED), "{to}");
         assert!(started.elapsed() < Duration::from_secs(1), "{to}");
-        for (place, client) in [("a pod", &*scene.pod), ("the host", &*scene.a)] {
+        for (place, client) in scene.clients().into_iter().skip(1) {
             assert_eq!(ask(client, &to).as_deref(), Ok("from b"), "from {place} to {to}");
         }
     }
@@ -359,7 +372,7 @@ fn labels_and_listeners_of_others_are_respected_live(backend: &str) {
         eventually(&format!("{key} gone"), SOON, || ask(&scene.pod, "10.96.0.50:80").ok());
     }
     // A process of the node has the port of a Service that comes later: it keeps it.
-    let _listener = Server::greeting(&scene.a, 30200, "the process");
+    let listener = Server::greeting(&scene.a, 30200, "the process");
     let [mut service, slice] = objects::pair("late", "10.96.0.60", 80, 7001, &["192.168.77.2"]);
     service["spec"]["type"] = json!("NodePort");
     service["spec"]["ports"][0]["nodePort"] = json!(30200);
@@ -372,6 +385,11 @@ fn labels_and_listeners_of_others_are_respected_live(backend: &str) {
     assert_eq!(ask(&scene.pod, "10.96.0.60:80").as_deref(), Ok("from b"));
     let told = scene.a.edgesplice_json(&["resolve", "192.168.77.1:30200", "-o", "json"]);
     assert_eq!(told["verdict"], "not-intercepted", "{told}");
+    // It goes: the Service has its port at the next look, which is every ten seconds.
+    drop(listener);
+    eventually("the port is the Service's", Duration::from_secs(20), || {
+        (ask(&scene.client, "192.168.77.1:30200").as_deref() == Ok("from b")).then_some(())
+    });
 }
 
 /// Settings that only the configuration file has.

@@ -24,7 +24,7 @@ pub use meta::OptOut;
 pub use node::{Namespace, Node, ServiceCidr};
 pub use pod::{Phase, Pod, PodPort};
 pub use rule::DestinationRule;
-pub use service::{Service, ServicePort};
+pub use service::{Exposure, Service, ServicePort};
 pub use write::encode;
 
 /// A kind of object that this program uses.

@@ -23,9 +23,6 @@ impl Explain<'_> {
         let (some, near) = (outside.eligible.len(), here.eligible.len());
         let door = port.door(at);
         let (verdict, mut why) = match door.audience {
-            _ if protocol != Protocol::Tcp => {
-                (Verdict::NotIntercepted, format!("a {kind} for {protocol}, which is not intercepted there"))
-            }
             Audience::All => (Verdict::Proxied, format!("a {kind}: {some} {} may be picked", plural(some))),
             Audience::Here => {
                 let why = format!(
