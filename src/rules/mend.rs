@@ -57,7 +57,11 @@ impl<M: Machine> Reconciler<M> {
                 self.created.iter().filter(|(of, _)| *of == plan.family).map(|(_, name)| *name).collect();
             let found = audit::differences(plan, &dump, wording, &created);
             if self.must_mend(plan, &found, now) {
-                self.install(plan, &dump).await?;
+                if let Err(error) = self.install(plan, &dump).await {
+                    // What was not taken back does not count as a fight.
+                    self.places.forget(plan.family);
+                    return Err(error);
+                }
                 let family = plan.family.as_str();
                 mended.extend(found.into_iter().map(|difference| format!("{family} {}", difference.what)));
             }

@@ -76,6 +76,11 @@ impl Places {
         self.0.iter().filter(|(_, contest)| contest.waiting).map(|(place, contest)| (*place, contest.pause()))
     }
 
+    /// Forgets the fights of a family: its places could not be taken back for another reason.
+    pub fn forget(&mut self, family: Family) {
+        self.0.retain(|(of, _), _| *of != family);
+    }
+
     /// The place stands: nothing is to be waited for.
     pub fn stands(&mut self, place: Place) {
         if let Some(contest) = self.0.get_mut(&place) {

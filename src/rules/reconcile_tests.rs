@@ -121,6 +121,21 @@ async fn a_program_that_insists_on_the_first_place_is_not_fought_at_full_speed()
 }
 
 #[tokio::test]
+async fn attempts_that_fail_are_no_fight() {
+    let mut rules = reconciler(Fake::default()).await;
+    rules.apply(&wanted()).await.unwrap();
+    let good = rules.machine().picture();
+    rules.machine().tamper("first nat PREROUTING");
+    for _ in 0..6 {
+        rules.machine().fail_next(failure(4, "Another app is currently holding the xtables lock."));
+        assert!(rules.check().await.is_err());
+    }
+    rules.check().await.unwrap();
+    assert_ne!(rules.machine().picture(), good, "the other rule stays");
+    assert_eq!((rules.report().warnings, rules.report().repairs_total), (Vec::new(), 2));
+}
+
+#[tokio::test]
 async fn a_held_lock_is_reported_and_survived() {
     let mut rules = reconciler(Fake::default()).await;
     rules.machine().fail_next(failure(4, "Another app is currently holding the xtables lock."));
