@@ -110,6 +110,7 @@ fn the_printed_file_shows_every_key() {
           dialBudget: 5s
           dialStagger: 250ms
           maxConnections: 0
+          maxConnectionsPerSource: 0
           keepRules: false
         backends:
           podNetwork: auto

@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Address, AddressType, DestinationRule, Endpoint, EndpointSlice, Endpoints, Node, Object, OptOut, Phase,
-    Pod, PodPort, PortRef, Protocol, Service, SlicePort, Subset,
+    Address, AddressType, DestinationRule, Endpoint, EndpointSlice, Endpoints, Exposure, Node, Object,
+    OptOut, Phase, Pod, PodPort, PortRef, Protocol, Service, SlicePort, Subset,
 };
 
 /// Writes `object` so that [`super::decode`] with its kind gives the same object back.
@@ -110,6 +110,7 @@ fn service(o: &Service) -> Value {
                 .with("port", p.port)
                 .with("targetPort", target)
                 .with("appProtocol", text(p.app_protocol.as_ref()))
+                .with("nodePort", p.node_port.map_or(Value::Null, Value::from))
                 .into()
         })
         .collect();
@@ -122,8 +123,24 @@ fn service(o: &Service) -> Value {
         .with("annotations", annotations)
         .with("creationTimestamp", o.created.as_deref().unwrap_or(""))
         .with("resourceVersion", o.resource_version.to_string());
+    let exposure = o.exposure.as_deref().cloned().unwrap_or_default();
+    let balanced = Exposure { external_ips: Box::default(), local_only: false, ..exposure.clone() };
+    let kind = match (o.external_name, balanced == Exposure::default()) {
+        (true, _) => "ExternalName",
+        (false, true) => "",
+        // What only this type has is read for this type alone.
+        (false, false) => "LoadBalancer",
+    };
+    let strings = |of: &[IpAddr]| of.iter().map(|ip| Value::from(ip.to_string())).collect::<Vec<_>>();
+    let ranges: Vec<Value> = exposure.source_ranges.iter().map(|net| Value::from(net.to_string())).collect();
+    let ingress = Fields::default().with("ingress", ips(&exposure.load_balancer_ips));
+    let status = Fields::default().with("loadBalancer", ingress);
     let mut spec = Fields::default()
-        .with("type", if o.external_name { "ExternalName" } else { "" })
+        .with("externalIPs", strings(&exposure.external_ips))
+        .with("externalTrafficPolicy", if exposure.local_only { "Local" } else { "" })
+        .with("loadBalancerSourceRanges", ranges)
+        .with("healthCheckNodePort", exposure.health_check_port.map_or(Value::Null, Value::from))
+        .with("type", kind)
         .with("clusterIPs", cluster_ips)
         .with("ports", ports)
         .with("selector", pairs(&o.selector))
@@ -134,7 +151,7 @@ fn service(o: &Service) -> Value {
             .with("sessionAffinity", "ClientIP")
             .with("sessionAffinityConfig", json!({ "clientIP": { "timeoutSeconds": seconds } }));
     }
-    Fields::default().with("metadata", metadata).with("spec", spec).into()
+    Fields::default().with("metadata", metadata).with("spec", spec).with("status", status).into()
 }
 
 fn slice_ports(of: &[SlicePort]) -> Vec<Value> {
