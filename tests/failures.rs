@@ -19,6 +19,21 @@ fn ask(client: &Netns) -> Result<String, Errno> {
     read_all(&mut stream).map_err(|error| errno(&error))
 }
 
+/// Asks so many times, each of which must succeed, and returns how long each took.
+fn timed(client: &Netns, agent: &Agent, count: usize) -> Vec<Duration> {
+    let one = |number| {
+        let started = Instant::now();
+        assert_eq!(ask(client).as_deref(), Ok("ok"), "connection {number}; {}", agent.log());
+        started.elapsed()
+    };
+    let times: Vec<_> = (0..count).map(one).collect();
+    let mut sorted = times.clone();
+    sorted.sort();
+    let name = std::thread::current().name().unwrap_or_default().to_owned();
+    println!("{name}: median {:?}, slowest {:?}", sorted[count / 2], sorted[count - 1]);
+    times
+}
+
 #[test]
 fn a_backend_that_refuses_costs_no_connection() {
     let lab = Lab::new("refuses");
@@ -26,9 +41,7 @@ fn a_backend_that_refuses_costs_no_connection() {
     let servers = [Server::greeting(&b, 7000, "ok"), Server::greeting(&c, 7000, "ok")];
     let addresses = ["192.168.77.2", "192.168.77.3", "192.168.77.4"];
     let agent = Agent::on(&a).manifest("trio.json", &manifest(&addresses)).start();
-    for number in 0..60 {
-        assert_eq!(ask(&a).as_deref(), Ok("ok"), "connection {number}; {}", agent.log());
-    }
+    timed(&a, &agent, 60);
     assert!(servers.iter().all(|server| server.accepted() >= 10), "both of the living are used");
     let service = agent.service("trio");
     let dead = service["backends"]
@@ -47,13 +60,12 @@ fn a_backend_that_is_silent_costs_no_connection() {
     d.must(&["iptables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "7000", "-j", "DROP"]);
     let addresses = ["192.168.77.2", "192.168.77.3", "192.168.77.4"];
     let agent = Agent::on(&a).manifest("trio.json", &manifest(&addresses)).start();
-    let mut slowest = Duration::ZERO;
-    for number in 0..60 {
-        let started = Instant::now();
-        assert_eq!(ask(&a).as_deref(), Ok("ok"), "connection {number}; {}", agent.log());
-        slowest = slowest.max(started.elapsed());
-    }
-    assert!(slowest < Duration::from_secs(2), "the slowest connection took {slowest:?}");
+    let times = timed(&a, &agent, 60);
+    // The dead one costs a client the time after which the next is dialled beside it; once it is ejected, nothing.
+    let (slowest, slow) =
+        (times.iter().max(), times.iter().filter(|t| **t > Duration::from_millis(200)).count());
+    assert!(slowest < Some(&Duration::from_secs(1)), "{times:?}");
+    assert!(slow <= 12, "{slow} of 60 were held up: {times:?}");
 }
 
 #[test]

@@ -15,8 +15,10 @@
 mod contenders;
 mod cpu;
 mod facts;
+mod goals;
 mod load;
 mod origin;
+mod plot;
 mod report;
 mod scale;
 

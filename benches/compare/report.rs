@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 use crate::Plan;
 use crate::contenders::Contender;
 use crate::facts::Facts;
+use crate::goals::{self, Goal};
 use crate::load::{MEASURES, Measure, Outcome};
+use crate::plot;
 use crate::scale::Size;
 
 /// The contender that the others' figures are divided by.
@@ -64,16 +66,83 @@ impl<'a> Report<'a> {
         let (rounds, each) = (self.plan.rounds, self.plan.each.as_secs_f64());
         let _ = writeln!(text, "- rounds: {rounds} of {each} s each");
         println!("{text}\n{}\n", self.table(presets::UTF8_FULL_CONDENSED));
-        let markdown =
-            format!("# Side by side\n\n{text}\n{}\n\n{NOTES}", self.table(presets::ASCII_MARKDOWN));
+        let goals = goals::markdown(&self.goals());
+        println!("{goals}");
+        let markdown = format!(
+            "# Side by side\n\n{text}\n![rates]({name}.svg)\n\n## Goals\n\n{goals}\n## Figures\n\n{}\n\n{NOTES}",
+            self.table(presets::ASCII_MARKDOWN)
+        );
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/bench");
         let written = fs::create_dir_all(&folder)
             .and_then(|()| fs::write(folder.join(format!("{name}.md")), markdown))
+            .and_then(|()| fs::write(folder.join(format!("{name}.svg")), self.plot()))
             .and_then(|()| fs::write(folder.join(format!("{name}.json")), format!("{:#}\n", self.json())));
         match written {
-            Ok(()) => println!("written to {0}/{name}.md and {0}/{name}.json", folder.display()),
+            Ok(()) => println!("written to {0}/{name}.md, .svg and .json", folder.display()),
             Err(error) => eprintln!("{}: {error}", folder.display()),
         }
+    }
+
+    /// The goals of the design that one run can show.
+    fn goals(&self) -> Vec<Goal> {
+        const OURS: &str = "edgesplice";
+        let ratio = |measure, of: fn(&Outcome) -> f64| {
+            self.median(measure, OURS, of) / self.median(measure, ANCHOR, of)
+        };
+        let added =
+            |of: fn(&Outcome) -> f64| self.median("latency", OURS, of) - self.median("latency", "direct", of);
+        let resident = self.sizes.get(OURS).and_then(|size| size.resident_kib);
+        let ready = self.sizes.get(OURS).and_then(|size| size.again_ms);
+        vec![
+            Goal::at_least("bulk, one stream, share of DNAT", "≥ 0.90", 0.90, ratio("bulk1", |o| o.rate)),
+            Goal::at_most(
+                "bulk, machine CPU per GB, of DNAT's",
+                "≤ 1.20",
+                1.20,
+                ratio("bulk1", |o| o.all_cpu_ms),
+            ),
+            Goal::at_least(
+                "keep-alive, 32 connections, share of DNAT",
+                "≥ 0.62",
+                0.62,
+                ratio("keepAlive", |o| o.rate),
+            ),
+            Goal::at_least(
+                "new connections, share of DNAT",
+                "≥ 0.75",
+                0.75,
+                ratio("newConnections", |o| o.rate),
+            ),
+            Goal::at_most(
+                "new connections, p99 to the first byte, ms",
+                "≤ 20, no tail of one second",
+                20.0,
+                self.median("newConnections", OURS, |o| o.p99_us) / 1e3,
+            ),
+            Goal::at_most("one connection, added p50, µs", "≤ 35", 35.0, added(|o| o.p50_us)),
+            Goal::at_most("one connection, added p99, µs", "≤ 200", 200.0, added(|o| o.p99_us)),
+            Goal::at_most(
+                "resident memory, 1,000 services with 10,000 endpoints, MB",
+                "≤ 12",
+                12.0,
+                resident.map_or(f64::NAN, |kib| kib as f64 / 1024.0),
+            ),
+            Goal::at_most(
+                "second start to ready, 1,000 services, ms",
+                "≤ 200",
+                200.0,
+                ready.unwrap_or(f64::NAN),
+            ),
+        ]
+    }
+
+    fn plot(&self) -> String {
+        let group = |measure: &Measure| {
+            let anchor = self.median(measure.key, ANCHOR, |outcome| outcome.rate);
+            let share = |kind: &&'static str| self.median(measure.key, kind, |outcome| outcome.rate) / anchor;
+            (measure.title.to_owned(), self.kinds.iter().map(share).collect())
+        };
+        plot::svg(&self.kinds, &MEASURES.iter().map(group).collect::<Vec<_>>())
     }
 
     fn median(&self, measure: &'static str, kind: &'static str, of: impl Fn(&Outcome) -> f64) -> f64 {

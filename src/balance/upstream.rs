@@ -23,6 +23,8 @@ pub struct PortCounters {
     pub bytes_out: AtomicU64,
     /// Connections that were reset because no backend could be used.
     pub refused: AtomicU64,
+    /// Dials that failed because every local port towards the backend was in use.
+    pub out_of_ports: AtomicU64,
 }
 
 /// One service port as the data plane uses it. Replaced, never changed, when the snapshot brings news about it.

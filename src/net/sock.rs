@@ -135,6 +135,11 @@ pub fn is_local_fault(e: &io::Error) -> bool {
     is_shortage(e) || matches!(errno(e), Some(Errno::EADDRNOTAVAIL | Errno::EPERM | Errno::EACCES))
 }
 
+/// True if `e` says that every local port towards that address is in use.
+pub fn is_out_of_ports(e: &io::Error) -> bool {
+    errno(e) == Some(Errno::EADDRNOTAVAIL)
+}
+
 fn errno(e: &io::Error) -> Option<Errno> {
     e.raw_os_error().map(Errno::from_raw)
 }

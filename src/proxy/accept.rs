@@ -165,7 +165,7 @@ impl Acceptor {
         match TcpStream::from_std(client) {
             Ok(client) => self.serve(client, peer, ticket, drain),
             Err(error) => {
-                tracing::debug!(%error, %peer, "a connection could not be handed to another thread")
+                tracing::debug!(%error, %peer, "a connection could not be handed to another thread");
             }
         }
     }

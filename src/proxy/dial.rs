@@ -6,6 +6,7 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::{Pin, pin};
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -171,6 +172,9 @@ pub async fn dial<D: Dialer>(
                 if !sock::is_local_fault(&e) {
                     loser.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
                 }
+                if sock::is_out_of_ports(&e) {
+                    note_lack_of_ports(&loser.lease, upstream);
+                }
                 refusals += usize::from(e.kind() == io::ErrorKind::ConnectionRefused);
                 let all_refused = refusals == request.pool.endpoints().len();
                 last = DialError::Exhausted { tried: tried.len(), last: e, all_refused };
@@ -192,6 +196,20 @@ pub async fn dial<D: Dialer>(
             }
             Event::ClientGone => return Err(DialError::ClientGone),
         }
+    }
+}
+
+/// Counts it, and says so once in a while.
+fn note_lack_of_ports(lease: &Lease, upstream: &Upstream) {
+    const EVERY: u64 = 1_000;
+    let count = upstream.counters.out_of_ports.fetch_add(1, Relaxed);
+    if count.is_multiple_of(EVERY) {
+        tracing::warn!(
+            service = %upstream.port.id,
+            backend = %lease.endpoint().addr,
+            dials = count + 1,
+            "no free port for another connection to this backend; raise net.ipv4.ip_local_port_range, or add backends"
+        );
     }
 }
 

@@ -58,13 +58,13 @@ mod tests {
         let sources = Sources::new(2);
         let (a, b) = (IpAddr::from([10, 0, 0, 1]), IpAddr::from([10, 0, 0, 2]));
         let first = sources.enter(a);
-        let _second = sources.enter(a).unwrap();
+        let second = sources.enter(a).unwrap();
         assert!(sources.enter(a).is_none());
         let other = sources.enter(b);
         assert!(other.is_some());
         drop((first, other));
         assert!(sources.enter(a).is_some());
-        drop(_second);
+        drop(second);
         assert!(sources.open.lock().unwrap().is_empty());
     }
 }

@@ -5,5 +5,6 @@
 mod dial;
 mod drain;
 mod harness;
+mod limits;
 mod relay;
 mod routing;
