@@ -51,6 +51,11 @@ impl Reporter {
         let rules = self.rules.borrow().clone();
         let mut warnings = snapshot.warnings.clone();
         warnings.extend(rules.warnings.iter().cloned());
+        warnings.extend(source.unreadable.first.iter().cloned());
+        let more = source.unreadable.count.saturating_sub(source.unreadable.first.len());
+        if more > 0 {
+            warnings.push(format!("and {more} more objects that cannot be read"));
+        }
         Status {
             version: crate::obs::VERSION.to_owned(),
             node: self.settings.node_name.clone(),
@@ -61,6 +66,7 @@ impl Reporter {
                 state: source.state.as_str().to_owned(),
                 age_seconds: source.fresh_at.elapsed().as_secs_f64(),
                 message: source.message.clone(),
+                unreadable: source.unreadable.count,
             },
             proxy: ProxyReport {
                 port: self.shared.proxy_port,

@@ -94,10 +94,18 @@ impl KubernetesSource {
             resources: RESOURCES,
             timing: Timing::kubernetes(),
             trust: None,
+            ask_range: true,
             known: Vec::new(),
             known_at: None,
         };
         Ok(Self { live, identity })
+    }
+
+    /// Without asking the server for the Service range: it is known.
+    #[must_use]
+    pub fn with_known_range(mut self) -> Self {
+        self.live.ask_range = false;
+        self
     }
 
     /// With another patience than [`Timing::kubernetes`].
