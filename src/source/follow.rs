@@ -11,8 +11,8 @@ use super::backoff::Backoff;
 use super::fault::{Attempt, Fault};
 use super::kube::{Answer, ApiClient};
 use super::mirror::{Caution, Mirror, Silence};
-use super::range;
-use super::slim::{Kind, Object, ObjectKey};
+use super::range::{self, AskRange};
+use super::slim::{Kind, Object};
 use super::trust::{Listing, Trust};
 use super::wire::{self, Event};
 use super::{Unreadable, Update};
@@ -150,16 +150,6 @@ pub(super) struct Follower {
     path: usize,
     /// What the watch after the last list may not tell.
     caution: Caution,
-}
-
-/// How far the question for the Service range has come; it is put once.
-enum AskRange {
-    /// It is not put for this kind.
-    Never,
-    /// It is put as soon as the server turns out to have no such objects.
-    Wanted,
-    /// It has been answered, or refused; an answer stands until there are objects.
-    Asked(Option<ObjectKey>),
 }
 
 /// How a watch ended.
@@ -322,50 +312,14 @@ impl Follower {
                 }
             }
             AskRange::Wanted if !has_objects => {
-                let Some(answer) = self.range_by_refusal().await else { return };
+                let patience = self.timing.grace.min(self.timing.answer);
+                let Some(answer) = range::ask(&self.api, patience).await else { return };
                 self.ask_range = AskRange::Asked(answer.as_ref().map(Object::key));
                 if let Some(object) = answer {
                     self.tell(News::Change(Update::Upsert(Box::new(object)))).await;
                 }
             }
             _ => {}
-        }
-    }
-
-    /// Asks for Services that cannot be. `None` where there was no answer, so that it is worth another try.
-    async fn range_by_refusal(&self) -> Option<Option<Object>> {
-        let mut ranges = Vec::new();
-        for ip in range::IMPOSSIBLE {
-            let patience = self.timing.grace.min(self.timing.answer);
-            match self.api.post(range::PATH, range::question(ip), patience).await {
-                Ok((401 | 403, _)) => {
-                    tracing::debug!(
-                        "this identity may not ask for the Service range with `create services` and dryRun"
-                    );
-                    break;
-                }
-                Ok((_, body)) => ranges.extend(range::answer(&body)),
-                Err(fault) => {
-                    tracing::debug!(%fault, "the Service range could not be asked for");
-                    return None;
-                }
-            }
-        }
-        if ranges.is_empty() {
-            return Some(None);
-        }
-        match range::object(&ranges) {
-            Ok(object) => {
-                tracing::info!(
-                    ?ranges,
-                    "no ServiceCIDRs here; the API server's own answer names the Service range"
-                );
-                Some(Some(object))
-            }
-            Err(why) => {
-                tracing::warn!(?ranges, "the Service range that the API server names cannot be used: {why}");
-                Some(None)
-            }
         }
     }
 

@@ -73,12 +73,7 @@ impl Live {
         let mut dormant: HashMap<usize, Follower> = HashMap::new();
         let mut lanes = Vec::new();
         for (number, resource) in self.resources.iter().enumerate() {
-            let (api, timing, trust) = (self.api.clone(), self.timing.clone(), self.trust.clone());
-            let mut follower = Follower::new(number, resource, api, timing, trust, news_in.clone());
-            if self.ask_range && resource.kind == Kind::ServiceCidr {
-                follower.ask_range();
-            }
-            follower.prime(known.iter().filter(|o| o.key().kind == resource.kind));
+            let follower = self.follower(number, resource, &known, news_in.clone());
             let lane = Lane {
                 resource,
                 dormant: resource.instead_of.is_some(),
@@ -168,6 +163,22 @@ impl Live {
                 report(&lanes, gate.is_open());
             }
         }
+    }
+
+    fn follower(
+        &self,
+        number: usize,
+        resource: &'static Resource,
+        known: &[Object],
+        news: mpsc::Sender<(usize, News)>,
+    ) -> Follower {
+        let (api, timing, trust) = (self.api.clone(), self.timing.clone(), self.trust.clone());
+        let mut follower = Follower::new(number, resource, api, timing, trust, news);
+        if self.ask_range && resource.kind == Kind::ServiceCidr {
+            follower.ask_range();
+        }
+        follower.prime(known.iter().filter(|o| o.key().kind == resource.kind));
+        follower
     }
 
     fn status(&self, lanes: &[Lane], open: bool) -> SourceStatus {

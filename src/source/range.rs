@@ -2,26 +2,74 @@
 //!
 //! A Service with a `ClusterIP` outside the range is refused with a message that names the range; with `dryRun` nothing
 //! is ever made. The answer becomes an object like those that newer servers have, so that nobody downstream needs to
-//! know. Pure: who asks stands in `follow`.
+//! know. When it is asked is decided in `follow`.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 use serde_json::json;
 
-use super::slim::{self, Kind, Object};
+use super::kube::ApiClient;
+use super::slim::{self, Kind, Object, ObjectKey};
 
 /// Where the question goes: `namespaces/default` exists in every cluster.
-pub(super) const PATH: &str = "/api/v1/namespaces/default/services?dryRun=All";
+const PATH: &str = "/api/v1/namespaces/default/services?dryRun=All";
 /// One address of each family that lies in no cluster's range: they are set apart for documentation (RFC 5737, 3849).
-pub(super) const IMPOSSIBLE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
+const IMPOSSIBLE: [&str; 2] = ["192.0.2.1", "2001:db8::1"];
 /// The object's name; the colon keeps it apart from every name that an API server accepts.
 const NAME: &str = "edgesplice:api-answer";
 /// The words before the range, the same in every version since 1.2.
 const MARKER: &str = "range of valid IPs is ";
 
+/// How far the question has come; it is put once.
+pub(super) enum AskRange {
+    /// It is not put for this kind.
+    Never,
+    /// It is put as soon as the server turns out to have no such objects.
+    Wanted,
+    /// It has been answered, or refused; an answer stands until there are objects.
+    Asked(Option<ObjectKey>),
+}
+
+/// Asks for Services that cannot be. `None` where there was no answer, so that it is worth another try.
+pub(super) async fn ask(api: &ApiClient, patience: Duration) -> Option<Option<Object>> {
+    let mut ranges = Vec::new();
+    for ip in IMPOSSIBLE {
+        match api.post(PATH, question(ip), patience).await {
+            Ok((401 | 403, _)) => {
+                tracing::debug!(
+                    "this identity may not ask for the Service range by `create services` with dryRun"
+                );
+                break;
+            }
+            Ok((_, body)) => ranges.extend(answer(&body)),
+            Err(fault) => {
+                tracing::debug!(%fault, "the Service range could not be asked for");
+                return None;
+            }
+        }
+    }
+    if ranges.is_empty() {
+        return Some(None);
+    }
+    match object(&ranges) {
+        Ok(object) => {
+            tracing::info!(
+                ?ranges,
+                "no ServiceCIDRs here; the API server's own answer names the Service range"
+            );
+            Some(Some(object))
+        }
+        Err(why) => {
+            tracing::warn!(?ranges, "the Service range that the API server names cannot be used: {why}");
+            Some(None)
+        }
+    }
+}
+
 /// The Service that cannot be.
-pub(super) fn question(ip: &str) -> String {
+fn question(ip: &str) -> String {
     let family = if ip.contains(':') { "IPv6" } else { "IPv4" };
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "edgesplice-service-range", "namespace": "default"},
            "spec": {"clusterIP": ip, "ipFamilies": [family], "ipFamilyPolicy": "SingleStack", "ports": [{"port": 443}]}})
@@ -29,7 +77,7 @@ pub(super) fn question(ip: &str) -> String {
 }
 
 /// The ranges that a refusal names.
-pub(super) fn answer(body: &[u8]) -> Vec<IpNet> {
+fn answer(body: &[u8]) -> Vec<IpNet> {
     let message = serde_json::from_slice::<serde_json::Value>(body)
         .ok()
         .and_then(|v| v.get("message")?.as_str().map(str::to_owned))
@@ -51,7 +99,7 @@ pub(super) fn answer(body: &[u8]) -> Vec<IpNet> {
 }
 
 /// The ranges as an object; the error says why they cannot be.
-pub(super) fn object(ranges: &[IpNet]) -> Result<Object, String> {
+fn object(ranges: &[IpNet]) -> Result<Object, String> {
     let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
     slim::decode(Kind::ServiceCidr, json!({"metadata": {"name": NAME}, "spec": {"cidrs": ranges}}))
         .map_err(|e: serde_json::Error| e.to_string())
