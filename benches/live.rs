@@ -21,7 +21,7 @@ use edgesplice::source::cached::CachedSource;
 use edgesplice::source::kube::Origin;
 use edgesplice::source::kubernetes::KubernetesSource;
 use edgesplice::source::slim::{Object, ObjectKey};
-use edgesplice::source::{Sink, Source, SourceState, SourceStatus, Update};
+use edgesplice::source::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -153,6 +153,7 @@ async fn run(url: &str, dir: &std::path::Path) -> Running {
         state: SourceState::Error,
         fresh_at: Instant::now(),
         message: String::new(),
+        unreadable: Unreadable::default(),
     };
     let stop = CancellationToken::new();
     let sink = Sink { updates: updates_in, status: watch::channel(status).0 };

@@ -17,7 +17,7 @@ use edgesplice::source::kube::Origin;
 use edgesplice::source::kubernetes::KubernetesSource;
 use edgesplice::source::metaserver::MetaServerSource;
 use edgesplice::source::slim::{self, Kind, Object, ObjectKey, Phase};
-use edgesplice::source::{Sink, Source, SourceState, SourceStatus, Update};
+use edgesplice::source::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -75,6 +75,7 @@ impl Mirror {
             state: SourceState::Error,
             fresh_at: Instant::now(),
             message: String::new(),
+            unreadable: Unreadable::default(),
         };
         let (status_in, status) = watch::channel(start);
         let stop = CancellationToken::new();
@@ -973,4 +974,121 @@ async fn a_random_walk_with_a_metaserver_converges_and_never_blinks() {
         })
         .await;
     }
+}
+
+fn ranges(mirror: &Mirror) -> Vec<String> {
+    let cidrs = mirror.objects.values().filter_map(|object| match object {
+        Object::ServiceCidr(cidr) => Some(&cidr.cidrs),
+        _ => None,
+    });
+    cidrs.flat_map(|cidrs| cidrs.iter().map(ToString::to_string)).collect()
+}
+
+#[tokio::test]
+async fn without_service_cidrs_the_servers_own_answer_names_the_range_until_there_are_some() {
+    let server = ApiServer::start(Personality::Kubernetes).await;
+    server.set("services", service("web", "10.96.0.10"));
+    server.absent("servicecidrs");
+    server.name_ranges(&["10.96.0.0/14", "fd00:10:96::/112"]);
+    let dir = tempfile::tempdir().unwrap();
+    let mut mirror = Mirror::of(cached(kubernetes(&server).await, dir.path()));
+    mirror.synced().await;
+    assert_eq!(mirror.told, ["="], "the range is part of the first state");
+    assert_eq!(ranges(&mirror), ["10.96.0.0/14", "fd00:10:96::/112"]);
+    mirror.during(Duration::from_secs(3)).await;
+    assert_eq!(server.count("range", false), 2, "once for each family, and never again");
+
+    // The cluster is brought up to date: its objects count.
+    server.appear("servicecidrs");
+    server.set(
+        "servicecidrs",
+        json!({"metadata": {"name": "kubernetes"}, "spec": {"cidrs": ["10.96.0.0/12"]}}),
+    );
+    mirror.until("the objects", |m| ranges(m) == ["10.96.0.0/12"]).await;
+    mirror.end().await;
+    let text = std::fs::read_to_string(dir.path().join("last-good.json")).unwrap();
+    assert!(text.contains("10.96.0.0/12") && !text.contains("10.96.0.0/14"), "{text}");
+}
+
+#[tokio::test]
+async fn the_range_answer_is_kept_in_the_cache() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = ApiServer::start(Personality::Kubernetes).await;
+    server.absent("servicecidrs");
+    server.name_ranges(&["10.96.0.0/14"]);
+    let mut mirror = Mirror::of(cached(kubernetes(&server).await, dir.path()));
+    mirror.synced().await;
+    mirror.end().await;
+    let url = server.url();
+    drop(server);
+    let source = kubernetes_at(&url, Credentials::default()).await.with_timing(quick());
+    let mut mirror = Mirror::of(cached(source, dir.path()));
+    mirror.until("the cache", |m| m.replaces == 1).await;
+    assert_eq!(ranges(&mirror), ["10.96.0.0/14"]);
+    mirror.end().await;
+}
+
+#[tokio::test]
+async fn who_may_not_ask_for_the_range_asks_once_and_says_nothing() {
+    let server = ApiServer::start(Personality::Kubernetes).await;
+    fill(&server);
+    server.absent("servicecidrs");
+    let mut mirror = Mirror::of(kubernetes(&server).await);
+    mirror.synced().await;
+    mirror.during(Duration::from_secs(3)).await;
+    assert_eq!((server.count("range", false), mirror.message().as_str()), (1, ""));
+    assert!(ranges(&mirror).is_empty());
+    mirror.end().await;
+
+    // Nor is it asked where there are objects, where the range is given, or by an edge.
+    let server = ApiServer::start(Personality::Kubernetes).await;
+    fill(&server);
+    let mut mirror = Mirror::of(kubernetes(&server).await);
+    mirror.synced().await;
+    mirror.end().await;
+    server.absent("servicecidrs");
+    let mut mirror = Mirror::of(kubernetes(&server).await.with_known_range());
+    mirror.synced().await;
+    mirror.end().await;
+    let mut mirror = Mirror::of(metaserver(&server).await);
+    mirror.synced().await;
+    mirror.end().await;
+    assert_eq!(server.count("range", false), 0);
+}
+
+#[tokio::test]
+async fn objects_that_cannot_be_read_are_counted_and_named_until_they_can() {
+    let server = ApiServer::start(Personality::Kubernetes).await;
+    fill(&server);
+    for number in 0..12 {
+        server.set("services", service(&format!("bad-{number:02}"), "127.0.0.1"));
+    }
+    let mut mirror = Mirror::of(kubernetes(&server).await);
+    mirror.synced().await;
+    let unreadable = mirror.status.borrow().unreadable.clone();
+    assert_eq!((unreadable.count, unreadable.first.len()), (12, 10));
+    assert!(unreadable.first[0].starts_with("Service shop/bad-00 cannot be read"), "{unreadable:?}");
+
+    // A known one turns bad: its last readable state stays.
+    let web = ObjectKey { kind: Kind::Service, namespace: "shop".into(), name: "web".into() };
+    mirror.permanent.insert(web);
+    server.set("services", service("web", "127.0.0.1"));
+    mirror.until("13", |m| m.status.borrow().unreadable.count == 13).await;
+    server.set("services", service("web", "10.96.0.11"));
+    for number in 0..6 {
+        server.set("services", service(&format!("bad-{number:02}"), &format!("10.96.1.{number}")));
+    }
+    for number in 6..9 {
+        server.delete("services", "shop", &format!("bad-{number:02}"));
+    }
+    mirror.until("3", |m| m.status.borrow().unreadable.count == 3).await;
+    // Gone while nobody was looking.
+    for number in 9..12 {
+        server.lose("services", "shop", &format!("bad-{number:02}"));
+    }
+    server.compact(false);
+    server.end_watches();
+    mirror.until("none", |m| m.status.borrow().unreadable.count == 0).await;
+    mirror.equal_to(&server).await;
+    mirror.end().await;
 }

@@ -104,6 +104,17 @@ pub(super) fn captured(
     ranges::infer(&vips, previous, &forbidden)
 }
 
+/// Where the ranges come from, for the log.
+fn origin_of_ranges(settings: &Settings, snapshot: &Snapshot) -> &'static str {
+    if !settings.intercept.service_cidrs.is_empty() {
+        "intercept.serviceCIDRs"
+    } else if !snapshot.service_cidrs.is_empty() {
+        "the cluster's own account"
+    } else {
+        "the addresses seen"
+    }
+}
+
 /// The addresses that are left alone though they may lie in a captured range.
 pub(super) fn skipped(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     let mut skip: BTreeSet<IpAddr> =
@@ -253,7 +264,7 @@ impl Control {
         let ranges = self.shared.ranges.load_full();
         let found = captured(&self.settings, &now, self.store.local(), &ranges);
         if found != *ranges {
-            info!(ranges = ?found, "captured ranges");
+            info!(ranges = ?found, from = origin_of_ranges(&self.settings, &now), "captured ranges");
             let mut local = self.store.local().clone();
             local.captured.clone_from(&found);
             self.store.set_local(local);

@@ -22,7 +22,7 @@ use crate::source::kubernetes::KubernetesSource;
 use crate::source::manifests::{self, ManifestSource};
 use crate::source::metaserver::MetaServerSource;
 use crate::source::slim::Object;
-use crate::source::{Sink, Source, SourceState, SourceStatus, Update};
+use crate::source::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
 
 use super::control;
 
@@ -45,7 +45,8 @@ impl Opened {
             Self::Kubernetes(source) => (source.kind(), SourceState::Error, "not synced yet"),
             Self::MetaServer(source) => (source.kind(), SourceState::Error, "not synced yet"),
         };
-        SourceStatus { kind, state, fresh_at: Instant::now(), message: message.to_owned() }
+        let unreadable = Unreadable::default();
+        SourceStatus { kind, state, fresh_at: Instant::now(), message: message.to_owned(), unreadable }
     }
 
     /// Runs it until `stop`. What a live source delivers is kept in the state folder and served from at once at the
@@ -54,7 +55,11 @@ impl Opened {
         let state_dir = &settings.state_dir;
         let result = match self {
             Self::Manifests(source) => source.run(sink, stop).await,
-            Self::Kubernetes(source) => CachedSource::new(source, state_dir).run(sink, stop).await,
+            Self::Kubernetes(source) => {
+                let told = !settings.intercept.service_cidrs.is_empty();
+                let source = if told { source.with_known_range() } else { source };
+                CachedSource::new(source, state_dir).run(sink, stop).await
+            }
             Self::MetaServer(source) => CachedSource::new(source, state_dir).run(sink, stop).await,
         };
         if let Err(error) = result {

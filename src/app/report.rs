@@ -55,6 +55,11 @@ impl Reporter {
         warnings.extend(snapshot.warnings.iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
         warnings.extend(self.shared.health_faults.load().iter().cloned());
+        warnings.extend(source.unreadable.first.iter().cloned());
+        let more = source.unreadable.count.saturating_sub(source.unreadable.first.len());
+        if more > 0 {
+            warnings.push(format!("and {more} more objects that cannot be read"));
+        }
         Status {
             version: crate::obs::VERSION.to_owned(),
             node: self.settings.node_name.clone(),
@@ -65,6 +70,7 @@ impl Reporter {
                 state: source.state.as_str().to_owned(),
                 age_seconds: source.fresh_at.elapsed().as_secs_f64(),
                 message: source.message.clone(),
+                unreadable: source.unreadable.count,
             },
             proxy: ProxyReport {
                 port: self.shared.proxy_port,

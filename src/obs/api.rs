@@ -56,6 +56,9 @@ pub struct SourceReport {
     pub age_seconds: f64,
     /// What is wrong; empty when nothing is.
     pub message: String,
+    /// Objects that cannot be read and are passed over; the first few stand among the warnings.
+    #[serde(default)]
+    pub unreadable: usize,
 }
 
 /// The data plane.
@@ -289,6 +292,7 @@ pub(crate) mod tests {
                 state: "error".to_owned(),
                 age_seconds: 61.5,
                 message: "web.yaml, document 2, line 7: no kind".to_owned(),
+                unreadable: 0,
             },
             proxy: ProxyReport {
                 port: 15001,

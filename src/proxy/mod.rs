@@ -176,8 +176,7 @@ impl Proxy {
         let (parts, inboxes): (Vec<_>, Vec<_>) = self.listeners.iter().map(|_| accept::Part::new()).unzip();
         self.shared.parts = parts;
         let shared = Arc::new(self.shared);
-        let part =
-            |(place, (listener, inbox))| Shard { listener, inbox, place, shared: Arc::clone(&shared) };
+        let part = |(place, (listener, inbox))| Shard { listener, inbox, place, shared: Arc::clone(&shared) };
         self.listeners.into_iter().zip(inboxes).enumerate().map(part).collect()
     }
 

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use super::cache::LastGood;
 use super::cache::{Cache, Shelf, file};
-use super::{Sink, Source, SourceState, SourceStatus, Update};
+use super::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
 
 /// Shortest time between two writes of a small cache; a large one is written more seldom, see [`spacing`].
 const WRITE_EVERY: Duration = Duration::from_secs(10);
@@ -85,6 +85,7 @@ impl<S: Resumable> Source for CachedSource<S> {
                 state: SourceState::Cached,
                 fresh_at,
                 message: String::new(),
+                unreadable: Unreadable::default(),
             });
             if sink.updates.send(Update::Replace(last.objects)).await.is_err() {
                 return Ok(());

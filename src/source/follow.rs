@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 use tokio::time::sleep;
 
-use super::Update;
 use super::backoff::Backoff;
 use super::fault::{Attempt, Fault};
 use super::kube::{Answer, ApiClient};
 use super::mirror::{Caution, Mirror, Silence};
+use super::range::{self, AskRange};
 use super::slim::{Kind, Object};
 use super::trust::{Listing, Trust};
 use super::wire::{self, Event};
+use super::{Unreadable, Update};
 
 /// Objects in one page of a list, as client-go asks for them.
 const PAGE: usize = 500;
@@ -125,6 +126,8 @@ pub(super) enum News {
     },
     /// The server does not have or does not give this kind, and we can do without.
     Absent,
+    /// Other objects than before cannot be read.
+    Unreadable(Unreadable),
     /// The watch lives.
     Alive,
     /// An attempt failed; one line for people.
@@ -140,6 +143,8 @@ pub(super) struct Follower {
     /// Set for `MetaServer`: list afresh each time, and judge what it says.
     pub(super) trust: Option<Arc<Trust>>,
     pub(super) news: mpsc::Sender<(usize, News)>,
+    /// Whether the server's own word stands in for this kind where it has no such objects.
+    ask_range: AskRange,
     mirror: Mirror,
     /// Which of the resource's paths this server knows.
     path: usize,
@@ -173,6 +178,7 @@ impl Follower {
             timing,
             trust,
             news,
+            ask_range: AskRange::Never,
             mirror: Mirror::default(),
             path: 0,
             caution: Caution::default(),
@@ -182,6 +188,11 @@ impl Follower {
     /// Starts from objects that were told in an earlier life.
     pub(super) fn prime<'a>(&mut self, objects: impl IntoIterator<Item = &'a Object>) {
         self.mirror.prime(objects);
+    }
+
+    /// Asks the server for the Service range where it has no objects of this kind.
+    pub(super) fn ask_range(&mut self) {
+        self.ask_range = AskRange::Wanted;
     }
 
     /// Runs until dropped, or until nobody listens any more.
@@ -225,6 +236,7 @@ impl Follower {
         }
         self.path = 0;
         tracing::debug!(resource = self.resource.name, %fault, "the server does not offer it");
+        self.settle_range(false).await;
         self.tell(News::Absent).await;
         let wait = self.timing.absent;
         sleep(wait + wait.mul_f64(fastrand::f64() / 2.0)).await;
@@ -284,9 +296,37 @@ impl Follower {
             self.caution = Caution { older: true, ghosts: listed.filter(|_| first_hand) };
         }
         let doubt = verdict.and_then(|v| v.doubt);
+        self.settle_range(self.mirror.len() > 0).await;
+        self.tell_unreadable().await;
         self.tell(News::Listed { known: self.mirror.len(), kept: self.mirror.missing(), first_hand, doubt })
             .await;
         Ok(version)
+    }
+
+    /// Puts the server's own word in the place of missing `ServiceCIDR`s, and takes it away once there are some.
+    async fn settle_range(&mut self, has_objects: bool) {
+        match &mut self.ask_range {
+            AskRange::Asked(answer) if has_objects => {
+                if let Some(key) = answer.take() {
+                    self.tell(News::Change(Update::Delete(key))).await;
+                }
+            }
+            AskRange::Wanted if !has_objects => {
+                let patience = self.timing.grace.min(self.timing.answer);
+                let Some(answer) = range::ask(&self.api, patience).await else { return };
+                self.ask_range = AskRange::Asked(answer.as_ref().map(Object::key));
+                if let Some(object) = answer {
+                    self.tell(News::Change(Update::Upsert(Box::new(object)))).await;
+                }
+            }
+            _ => {}
+        }
+    }
+
+    async fn tell_unreadable(&mut self) {
+        if let Some(unreadable) = self.mirror.unreadable() {
+            self.tell(News::Unreadable(unreadable)).await;
+        }
     }
 
     async fn fetch(&self, path: &str) -> Result<Vec<u8>, Fault> {
@@ -402,6 +442,7 @@ impl Follower {
         if let Some(update) = update {
             self.tell(News::Change(update)).await;
         }
+        self.tell_unreadable().await;
         if newer.is_some() {
             *version = newer;
         }

@@ -111,25 +111,10 @@ impl ApiClient {
 
     /// Sends `GET path` and waits up to `patience` for the head of a successful answer.
     pub(super) async fn get(&self, path: &str, patience: Duration) -> Result<Answer, Fault> {
-        let client = self.client().await?;
-        let mut request = http::Request::get(path)
-            .header(http::header::ACCEPT, "application/json")
-            .header(http::header::USER_AGENT, USER_AGENT)
-            .body(Body::empty())
-            .map_err(|e| Fault::Setup(format!("cannot ask for {path}: {e}")))?;
-        if let Some(file) = &client.token_file {
-            request.headers_mut().insert(http::header::AUTHORIZATION, bearer(file)?);
-        }
-        let response = match timeout(patience, client.kube.send(request)).await {
-            Err(_) => return Err(Fault::Timeout(patience)),
-            Ok(Err(e)) => return Err(network_fault(&e)),
-            Ok(Ok(response)) => response,
-        };
-        let status = response.status();
-        let after = response.headers().get(http::header::RETRY_AFTER).and_then(|v| v.to_str().ok());
+        let (status, after, mut answer) =
+            self.send(http::Request::get(path), Body::empty(), patience).await?;
         // The other form, a date, is not sent by any API server.
         let retry_after = after.and_then(|v| v.trim().parse().ok()).map(Duration::from_secs);
-        let mut answer = Answer { body: response.into_body() };
         match status.as_u16() {
             200..=299 => Ok(answer),
             401 => Err(Fault::Unauthorized),
@@ -140,6 +125,43 @@ impl ApiClient {
                 Err(Fault::Status { code, message: answer.error_text(status, patience).await, retry_after })
             }
         }
+    }
+
+    /// Sends `POST path` and gives back the status and the first few KiB of whatever is answered within `patience`.
+    pub(super) async fn post(
+        &self,
+        path: &str,
+        json: String,
+        patience: Duration,
+    ) -> Result<(u16, Vec<u8>), Fault> {
+        let request = http::Request::post(path).header(http::header::CONTENT_TYPE, "application/json");
+        let (status, _, mut answer) = self.send(request, json.into_bytes().into(), patience).await?;
+        Ok((status.as_u16(), answer.start(patience).await))
+    }
+
+    async fn send(
+        &self,
+        request: http::request::Builder,
+        body: Body,
+        patience: Duration,
+    ) -> Result<(http::StatusCode, Option<String>, Answer), Fault> {
+        let client = self.client().await?;
+        let mut request = request
+            .header(http::header::ACCEPT, "application/json")
+            .header(http::header::USER_AGENT, USER_AGENT)
+            .body(body)
+            .map_err(|e| Fault::Setup(format!("cannot put the question: {e}")))?;
+        if let Some(file) = &client.token_file {
+            request.headers_mut().insert(http::header::AUTHORIZATION, bearer(file)?);
+        }
+        let response = match timeout(patience, client.kube.send(request)).await {
+            Err(_) => return Err(Fault::Timeout(patience)),
+            Ok(Err(e)) => return Err(network_fault(&e)),
+            Ok(Ok(response)) => response,
+        };
+        let after = response.headers().get(http::header::RETRY_AFTER).and_then(|v| v.to_str().ok());
+        let after = after.map(str::to_owned);
+        Ok((response.status(), after, Answer { body: response.into_body() }))
     }
 }
 
@@ -161,8 +183,8 @@ impl Answer {
         }
     }
 
-    /// The message of a `Status` object, or the first line of anything else.
-    async fn error_text(&mut self, status: http::StatusCode, patience: Duration) -> String {
+    /// The first [`MOST_ERROR_TEXT`] bytes, or what came of them.
+    async fn start(&mut self, patience: Duration) -> Vec<u8> {
         let mut bytes = Vec::new();
         while bytes.len() < MOST_ERROR_TEXT
             && let Ok(Some(chunk)) = self.chunk(patience).await
@@ -170,6 +192,12 @@ impl Answer {
             bytes.extend_from_slice(&chunk);
         }
         bytes.truncate(MOST_ERROR_TEXT);
+        bytes
+    }
+
+    /// The message of a `Status` object, or the first line of anything else.
+    async fn error_text(&mut self, status: http::StatusCode, patience: Duration) -> String {
+        let bytes = self.start(patience).await;
         let text = String::from_utf8_lossy(&bytes);
         let message = serde_json::from_str::<serde_json::Value>(&text)
             .ok()

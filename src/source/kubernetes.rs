@@ -107,6 +107,7 @@ impl KubernetesSource {
             resources: &RESOURCES,
             timing: Timing::kubernetes(),
             trust: None,
+            ask_range: true,
             known: Vec::new(),
             known_at: None,
         };
@@ -118,6 +119,13 @@ impl KubernetesSource {
     #[must_use]
     pub fn with_service_proxy_name(mut self, name: &str) -> Self {
         self.live.resources = if name.is_empty() { &RESOURCES } else { &RESOURCES_BY_NAME };
+        self
+    }
+
+    /// Without asking the server for the Service range: it is known.
+    #[must_use]
+    pub fn with_known_range(mut self) -> Self {
+        self.live.ask_range = false;
         self
     }
 

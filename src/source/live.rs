@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::follow::{Follower, Need, News, Resource, Timing};
 use super::kube::ApiClient;
-use super::slim::{Object, ObjectKey};
+use super::slim::{Kind, Object, ObjectKey};
 use super::trust::Trust;
-use super::{Sink, SourceState, SourceStatus, Update};
+use super::{Sink, SourceState, SourceStatus, Unreadable, Update};
 
 /// News on its way from the followers; more make them wait.
 const NEWS_BUFFER: usize = 256;
@@ -24,6 +24,9 @@ const NEWS_BUFFER: usize = 256;
 const REMIND: Duration = Duration::from_mins(5);
 /// How often another trouble of a server that is in trouble already is logged.
 const CHATTER: Duration = Duration::from_secs(15);
+
+/// How many unreadable objects the status names.
+const MOST_UNREADABLE: usize = 10;
 
 /// A source that follows an API server.
 #[derive(Debug)]
@@ -34,6 +37,8 @@ pub(super) struct Live {
     pub(super) resources: &'static [Resource],
     pub(super) timing: Timing,
     pub(super) trust: Option<Arc<Trust>>,
+    /// Ask the server itself for the Service range where it has no `ServiceCIDR`s.
+    pub(super) ask_range: bool,
     /// Objects of an earlier life, which stay until the server has proved that they are gone.
     pub(super) known: Vec<Object>,
     /// When those were current.
@@ -53,6 +58,7 @@ struct Lane {
     seen: Instant,
     failed: Option<String>,
     doubt: Option<String>,
+    unreadable: Unreadable,
 }
 
 type Following = FuturesUnordered<Pin<Box<dyn Future<Output = ()> + Send>>>;
@@ -67,9 +73,7 @@ impl Live {
         let mut dormant: HashMap<usize, Follower> = HashMap::new();
         let mut lanes = Vec::new();
         for (number, resource) in self.resources.iter().enumerate() {
-            let (api, timing, trust) = (self.api.clone(), self.timing.clone(), self.trust.clone());
-            let mut follower = Follower::new(number, resource, api, timing, trust, news_in.clone());
-            follower.prime(known.iter().filter(|o| o.key().kind == resource.kind));
+            let follower = self.follower(number, resource, &known, news_in.clone());
             let lane = Lane {
                 resource,
                 dormant: resource.instead_of.is_some(),
@@ -78,6 +82,7 @@ impl Live {
                 seen: self.known_at.unwrap_or(now),
                 failed: None,
                 doubt: None,
+                unreadable: Unreadable::default(),
             };
             if lane.dormant {
                 dormant.insert(number, follower);
@@ -160,6 +165,22 @@ impl Live {
         }
     }
 
+    fn follower(
+        &self,
+        number: usize,
+        resource: &'static Resource,
+        known: &[Object],
+        news: mpsc::Sender<(usize, News)>,
+    ) -> Follower {
+        let (api, timing, trust) = (self.api.clone(), self.timing.clone(), self.trust.clone());
+        let mut follower = Follower::new(number, resource, api, timing, trust, news);
+        if self.ask_range && resource.kind == Kind::ServiceCidr {
+            follower.ask_range();
+        }
+        follower.prime(known.iter().filter(|o| o.key().kind == resource.kind));
+        follower
+    }
+
     fn status(&self, lanes: &[Lane], open: bool) -> SourceStatus {
         let server = self.api.server();
         let active = || lanes.iter().filter(|l| !l.dormant);
@@ -183,7 +204,13 @@ impl Live {
             (true, false) => SourceState::Synced,
         };
         let fresh_at = needed().map(|l| l.seen).min().unwrap_or_else(Instant::now);
-        SourceStatus { kind: self.kind, state, fresh_at, message: parts.join("; ") }
+        let mut unreadable = Unreadable::default();
+        for lane in active() {
+            unreadable.count += lane.unreadable.count;
+            let room = MOST_UNREADABLE.saturating_sub(unreadable.first.len());
+            unreadable.first.extend(lane.unreadable.first.iter().take(room).cloned());
+        }
+        SourceStatus { kind: self.kind, state, fresh_at, message: parts.join("; "), unreadable }
     }
 }
 
@@ -212,6 +239,10 @@ impl Lane {
                 if self.first_hand {
                     self.seen = Instant::now();
                 }
+                false
+            }
+            News::Unreadable(now) => {
+                self.unreadable = now;
                 false
             }
             News::Failed(line) => {

@@ -104,6 +104,8 @@ impl MetaServerSource {
             resources: RESOURCES,
             timing: Timing::metaserver(),
             trust: Some(trust.clone()),
+            // Nothing says that an edge passes `dryRun` on, and without it a Service might be made.
+            ask_range: false,
             known: Vec::new(),
             known_at: None,
         };

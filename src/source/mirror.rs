@@ -2,12 +2,12 @@
 //!
 //! Pure: time comes in from outside.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
-use super::Update;
 use super::slim::{Object, ObjectKey};
 use super::wire::{Content, Entry, fingerprint};
+use super::{Unreadable, Update};
 
 /// How far a list may be trusted when it does not mention an object.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,9 +50,24 @@ struct Known {
 pub(super) struct Mirror {
     known: HashMap<ObjectKey, Known>,
     round: u32,
-    /// Objects that could not be read, so that each is logged once and not at every list.
-    unreadable: HashSet<ObjectKey>,
+    /// Objects that could not be read and what was said of them, so that each is logged once and not at every list.
+    unreadable: BTreeMap<ObjectKey, Said>,
+    /// Whether these have changed since they were last asked for.
+    unreadable_changed: bool,
 }
+
+/// What was said of an object that cannot be read.
+#[derive(Debug)]
+struct Said {
+    line: String,
+    /// The list in which it was last mentioned.
+    round: u32,
+}
+
+/// How many unreadable objects are named.
+const NAMED: usize = 10;
+/// How much is said of each.
+const MOST_REASON: usize = 300;
 
 impl Mirror {
     /// Starts from objects that were told in an earlier life.
@@ -85,14 +100,17 @@ impl Mirror {
                 if let Some(known) = known {
                     (known.round, known.missing_since) = (round, None);
                 }
-                if !self.unreadable.contains(&entry.key) {
-                    tracing::warn!(object = %entry.key, "skipped: {why}{kept}");
-                    self.unreadable.insert(entry.key);
+                let why: String = why.chars().take(MOST_REASON).collect();
+                let line = format!("{} cannot be read and is passed over: {why}{kept}", entry.key);
+                if self.unreadable.get(&entry.key).is_none_or(|said| said.line != line) {
+                    tracing::warn!("{line}");
+                    self.unreadable_changed = true;
                 }
+                self.unreadable.insert(entry.key, Said { line, round });
                 return None;
             }
         };
-        self.unreadable.remove(&entry.key);
+        self.unreadable_changed |= self.unreadable.remove(&entry.key).is_some();
         let Some(known) = known else {
             if entry.version.is_some_and(|v| caution.ghosts.is_some_and(|g| v <= g)) {
                 return None;
@@ -115,13 +133,16 @@ impl Mirror {
 
     /// One object is gone.
     pub(super) fn delete(&mut self, key: &ObjectKey) -> Option<Update> {
-        self.unreadable.remove(key);
+        self.unreadable_changed |= self.unreadable.remove(key).is_some();
         self.known.remove(key).map(|_| Update::Delete(key.clone()))
     }
 
     /// A list is complete: what follows for the objects that it did not mention.
     pub(super) fn finish(&mut self, silence: Silence, now: Instant) -> Vec<Update> {
         let round = self.round;
+        let said = self.unreadable.len();
+        self.unreadable.retain(|_, said| said.round == round);
+        self.unreadable_changed |= self.unreadable.len() != said;
         let mut gone = Vec::new();
         for (key, known) in &mut self.known {
             if known.round == round {
@@ -142,6 +163,14 @@ impl Mirror {
             }
         }
         gone.iter().filter_map(|key| self.delete(key)).collect()
+    }
+
+    /// The objects that cannot be read, if they are others than when last asked.
+    pub(super) fn unreadable(&mut self) -> Option<Unreadable> {
+        std::mem::take(&mut self.unreadable_changed).then(|| Unreadable {
+            count: self.unreadable.len(),
+            first: self.unreadable.values().take(NAMED).map(|said| said.line.clone()).collect(),
+        })
     }
 
     /// How many objects the last list did not mention.

@@ -15,6 +15,7 @@ mod live;
 pub mod manifests;
 pub mod metaserver;
 mod mirror;
+mod range;
 pub mod slim;
 mod trust;
 mod wire;
@@ -74,6 +75,17 @@ pub struct SourceStatus {
     pub fresh_at: Instant,
     /// What is wrong, in words; empty when nothing is.
     pub message: String,
+    /// Objects that cannot be read and are passed over.
+    pub unreadable: Unreadable,
+}
+
+/// Objects that cannot be read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// How many.
+    pub count: usize,
+    /// The first few, one line each: which, why, and what follows.
+    pub first: Vec<String>,
 }
 
 /// Where a source puts its news.

@@ -83,6 +83,8 @@ struct State {
     /// `MetaServer`: what its own store still holds although it is gone.
     ghosts: Vec<(String, Value)>,
     token: Option<String>,
+    /// What a Service outside the range is told; `None`: nobody may make Services.
+    ranges: Option<Vec<String>>,
     asked: Vec<Asked>,
     watchers: Vec<Watcher>,
 }
@@ -120,6 +122,15 @@ impl ApiServer {
         authority: Option<&Authority>,
     ) -> Self {
         let listener = TcpListener::bind(addr).await.unwrap();
+        Self::start_on(personality, listener, authority)
+    }
+
+    /// On a listener that may have been made elsewhere.
+    pub(crate) fn start_on(
+        personality: Personality,
+        listener: TcpListener,
+        authority: Option<&Authority>,
+    ) -> Self {
         let state = State {
             personality,
             version: 100,
@@ -134,6 +145,7 @@ impl ApiServer {
             offline: None,
             ghosts: Vec::new(),
             token: None,
+            ranges: None,
             asked: Vec::new(),
             watchers: Vec::new(),
         };
@@ -202,9 +214,19 @@ impl ApiServer {
         self.state().absent.insert(resource.to_owned());
     }
 
+    /// The server knows `resource` after all.
+    pub(crate) fn appear(&self, resource: &str) {
+        self.state().absent.remove(resource);
+    }
+
     /// Only this bearer token is let in.
     pub(crate) fn require_token(&self, token: &str) {
         self.state().token = Some(token.to_owned());
+    }
+
+    /// Lets anyone ask for Services, and refuses those outside `ranges` (one of each family at most) by naming them.
+    pub(crate) fn name_ranges(&self, ranges: &[&str]) {
+        self.state().ranges = Some(ranges.iter().map(|r| (*r).to_owned()).collect());
     }
 
     /// Forgets its history: older versions are gone, told by a status or by an event in the watch.

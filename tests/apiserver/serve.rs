@@ -85,6 +85,34 @@ fn failure(code: u16, message: &str) -> Answer {
     text(code, json!({"kind": "Status", "code": code, "message": message}).to_string())
 }
 
+/// Answers an attempt to make a Service outside the range, word for word as an API server does.
+fn refuse(path: &str, query: &HashMap<String, String>, state: &Mutex<State>) -> Answer {
+    assert_eq!(path, "/api/v1/namespaces/default/services", "nothing else is ever made");
+    assert_eq!(query.get("dryRun").map(String::as_str), Some("All"), "and that only for show");
+    let mut state = state.lock().unwrap();
+    let resource = "range".to_owned();
+    state.asked.push(Asked { resource, watch: false, query: query.clone() });
+    let earlier = state.asked.iter().filter(|a| a.resource == "range").count() - 1;
+    let Some(ranges) = &state.ranges else {
+        return failure(403, "services is forbidden: User \"edge\" cannot create resource \"services\"");
+    };
+    let start = "Service \"edgesplice-service-range\" is invalid: spec.";
+    // IPv4 is asked for first.
+    match ranges.iter().find(|r| r.contains(':') == (earlier % 2 == 1)) {
+        Some(range) => failure(
+            422,
+            &format!(
+                "{start}clusterIPs: Invalid value: []string{{\"192.0.2.1\"}}: failed to allocate IP 192.0.2.1: \
+                 provided IP is not in the valid range. The range of valid IPs is {range}"
+            ),
+        ),
+        None => failure(
+            422,
+            &format!("{start}ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster"),
+        ),
+    }
+}
+
 async fn answer(request: &Request<Incoming>, state: &Mutex<State>) -> Answer {
     let query: HashMap<String, String> = request
         .uri()
@@ -94,6 +122,9 @@ async fn answer(request: &Request<Incoming>, state: &Mutex<State>) -> Answer {
         .filter_map(|pair| pair.split_once('='))
         .map(|(key, value)| (key.to_owned(), unescape(value)))
         .collect();
+    if request.method() == hyper::Method::POST {
+        return refuse(request.uri().path(), &query, state);
+    }
     let Some((_, resource, list_kind)) = KNOWN.iter().find(|(path, ..)| *path == request.uri().path()) else {
         return failure(404, "the server could not find the requested resource");
     };

@@ -10,27 +10,42 @@ use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 /// A certificate authority.
-pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    /// What its servers are called.
+    names: Vec<String>,
+    /// Whether its servers let in only who has a certificate.
+    demanding: bool,
+}
 
 impl Authority {
     pub(crate) fn new() -> Self {
+        Self::for_servers(&["127.0.0.1"], true)
+    }
+
+    /// For servers at other addresses, which may do without client certificates.
+    pub(crate) fn for_servers(names: &[&str], demanding: bool) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, "scripted authority");
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { issuer, names: names.iter().map(|n| (*n).to_owned()).collect(), demanding }
     }
 
-    fn issue(&self, name: &str) -> (rcgen::Certificate, KeyPair) {
+    fn issue(&self, names: &[String]) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        (params.signed_by(&key, &self.0).unwrap(), key)
+        let params = CertificateParams::new(names.to_vec()).unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap(), key)
     }
 
     /// Writes the authority's certificate and a client certificate with its key into `dir`: CA, certificate, key.
     pub(crate) fn client_files(&self, dir: &Path) -> [PathBuf; 3] {
-        let (certificate, key) = self.issue("client.example");
-        let texts =
-            [("ca.pem", self.0.pem()), ("cert.pem", certificate.pem()), ("key.pem", key.serialize_pem())];
+        let (certificate, key) = self.issue(&["client.example".to_owned()]);
+        let texts = [
+            ("ca.pem", self.issuer.pem()),
+            ("cert.pem", certificate.pem()),
+            ("key.pem", key.serialize_pem()),
+        ];
         texts.map(|(name, text)| {
             let path = dir.join(name);
             std::fs::write(&path, text).unwrap();
@@ -39,12 +54,13 @@ impl Authority {
     }
 
     pub(super) fn acceptor(&self) -> TlsAcceptor {
-        let (certificate, key) = self.issue("127.0.0.1");
+        let (certificate, key) = self.issue(&self.names);
         let provider = Arc::new(tokio_rustls::rustls::crypto::ring::default_provider());
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from(self.0.der().to_vec())).unwrap();
-        let clients =
-            WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone()).build().unwrap();
+        roots.add(CertificateDer::from(self.issuer.der().to_vec())).unwrap();
+        let clients = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider.clone());
+        let clients = if self.demanding { clients } else { clients.allow_unauthenticated() };
+        let clients = clients.build().unwrap();
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
             .unwrap()

@@ -26,6 +26,10 @@ pub struct AgentBuilder {
     node: Node,
     program: String,
     wrapper: Vec<String>,
+    /// Where objects come from; its own folder of manifests if empty.
+    source: Vec<String>,
+    /// Whether it is told the Service ranges.
+    ranges_told: bool,
     args: Vec<String>,
     home: PathBuf,
 }
@@ -46,6 +50,8 @@ impl Agent {
             node: node.clone(),
             program: PROGRAM.to_owned(),
             wrapper: Vec::new(),
+            source: Vec::new(),
+            ranges_told: true,
             args: Vec::new(),
             home,
         }
@@ -64,6 +70,11 @@ impl Agent {
     /// Whether it still runs.
     pub fn alive(&mut self) -> bool {
         self.process.ended().is_none()
+    }
+
+    /// Its state folder.
+    pub fn state_dir(&self) -> PathBuf {
+        self.home.join("state")
     }
 
     /// Writes a manifest file at once, as an editor that renames does.
@@ -150,6 +161,18 @@ impl AgentBuilder {
         self
     }
 
+    /// Follows a server instead of a folder of manifests: `--kubeconfig FILE`, say.
+    pub fn source(mut self, args: &[&str]) -> Self {
+        self.source = args.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    /// Leaves it to find out the Service ranges by itself.
+    pub fn finding_ranges(mut self) -> Self {
+        self.ranges_told = false;
+        self
+    }
+
     /// Adds arguments.
     pub fn args(mut self, args: &[&str]) -> Self {
         self.args.extend(args.iter().map(ToString::to_string));
@@ -177,10 +200,17 @@ impl AgentBuilder {
     pub fn line(&self) -> Vec<String> {
         let home = self.home.display();
         let mut line = self.wrapper.clone();
-        let head = [&*self.program, "run", "--node-name", &self.node.name, "--admin", ADMIN];
-        line.extend(head.map(str::to_owned));
-        line.extend([format!("--manifests={home}/manifests"), format!("--state-dir={home}/state")]);
-        line.extend([format!("--service-cidr={SERVICE_CIDRS}"), "--drain-timeout=5s".to_owned()]);
+        line.extend(
+            [&*self.program, "run", "--node-name", &self.node.name, "--admin", ADMIN].map(str::to_owned),
+        );
+        line.extend([format!("--state-dir={home}/state"), "--drain-timeout=5s".to_owned()]);
+        if self.source.is_empty() {
+            line.push(format!("--manifests={home}/manifests"));
+        }
+        line.extend(self.source.iter().cloned());
+        if self.ranges_told {
+            line.push(format!("--service-cidr={SERVICE_CIDRS}"));
+        }
         line.extend(self.args.iter().cloned());
         line
     }

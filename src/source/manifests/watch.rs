@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use crate::source::{Sink, Source, SourceState, SourceStatus, Update};
+use crate::source::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
 
 use super::files::{self, Stamps};
 use super::{Loaded, load};
@@ -145,7 +145,13 @@ impl State {
             message.push_str("; and more");
         }
         let state = SourceState::Synced;
-        let status = SourceStatus { kind: "manifests", state, fresh_at: Instant::now(), message };
+        let status = SourceStatus {
+            kind: "manifests",
+            state,
+            fresh_at: Instant::now(),
+            message,
+            unreadable: Unreadable::default(),
+        };
         self.sink.status.send_replace(status);
     }
 

@@ -22,6 +22,7 @@ fn start(path: &Path) -> Running {
         state: SourceState::Stale,
         fresh_at: Instant::now(),
         message: String::new(),
+        unreadable: Unreadable::default(),
     };
     let (status, seen) = watch::channel(begin);
     let stop = CancellationToken::new();
