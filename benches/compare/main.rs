@@ -51,8 +51,8 @@ fn main() {
         usual.copied().collect::<Vec<_>>().join(",")
     });
     let wanted: Vec<&str> = wanted.split(',').collect();
-    let measures = std::env::var("MEASURES").unwrap_or_default();
-    let measured = |key: &str| measures.is_empty() || measures.split(',').any(|wanted| wanted == key);
+    let asked_for = std::env::var("MEASURES").unwrap_or_default();
+    let measured = |key: &str| asked_for.is_empty() || asked_for.split(',').any(|wanted| wanted == key);
     if let Some(unknown) = wanted.iter().find(|row| !KINDS.contains(row)) {
         eprintln!("ROWS: there is no `{unknown}`; there are {}", KINDS.join(", "));
         std::process::exit(64);

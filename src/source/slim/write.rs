@@ -117,8 +117,11 @@ fn service(o: &Service) -> Value {
     let none = o.headless.then(|| Value::from("None"));
     let cluster_ips: Vec<Value> =
         none.into_iter().chain(o.cluster_ips.iter().map(|ip| Value::from(ip.to_string()))).collect();
-    let annotations =
-        Fields::default().with("edgesplice.io/load-balancing", o.load_balancing.as_deref().unwrap_or(""));
+    let annotations = Fields::default()
+        .with("edgesplice.io/load-balancing", o.load_balancing.as_deref())
+        .with("edgesplice.io/connect-timeout", o.connect_timeout.as_deref())
+        .with("edgesplice.io/max-connections", o.max_connections.as_deref())
+        .with("edgesplice.io/proxy-protocol", o.proxy_protocol.as_deref());
     let metadata = meta(&o.namespace, &o.name, o.opt_out.as_ref())
         .with("annotations", annotations)
         .with("creationTimestamp", o.created.as_deref().unwrap_or(""))
@@ -306,7 +309,9 @@ fn rule(o: &DestinationRule) -> Value {
         .with("consecutiveErrors", o.consecutive_errors)
         .with("baseEjectionTime", duration(o.base_ejection_time))
         .with("maxEjectionPercent", o.max_ejection_percent);
-    let tcp = Fields::default().with("connectTimeout", duration(o.connect_timeout));
+    let tcp = Fields::default()
+        .with("connectTimeout", duration(o.connect_timeout))
+        .with("maxConnections", o.max_connections);
     let policy = Fields::default()
         .with("loadBalancer", balancer)
         .with("outlierDetection", outlier)
@@ -328,7 +333,8 @@ mod tests {
         (
             Kind::Service,
             r#"{"metadata":{"name":"a","namespace":"n","resourceVersion":"42","creationTimestamp":"2026-01-01T00:00:00Z",
-            "labels":{"noproxy":"edgemesh"},"annotations":{"edgesplice.io/load-balancing":"header:X-User"}},
+            "labels":{"noproxy":"edgemesh"},"annotations":{"edgesplice.io/load-balancing":"header:X-User",
+              "edgesplice.io/connect-timeout":"2s","edgesplice.io/max-connections":"7","edgesplice.io/proxy-protocol":"v2"}},
             "spec":{"clusterIP":"10.96.0.9","clusterIPs":["10.96.0.9","fd00::9"],"selector":{"app":"a","b":""},
             "sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":60}},
             "internalTrafficPolicy":"Local","publishNotReadyAddresses":true,
@@ -388,7 +394,7 @@ mod tests {
             r#"{"metadata":{"name":"a","namespace":"n"},"spec":{"trafficPolicy":{"loadBalancer":{"simple":"ROUND_ROBIN",
             "consistentHash":{"httpHeaderName":"X-User","useSourceIp":true,"httpCookie":{"name":"c"}}},
             "outlierDetection":{"consecutive5xxErrors":0,"baseEjectionTime":"1m30.5s","maxEjectionPercent":150},
-            "connectionPool":{"tcp":{"connectTimeout":"250ms"}}}}}"#,
+            "connectionPool":{"tcp":{"connectTimeout":"250ms","maxConnections":9}}}}}"#,
         ),
     ];
 
