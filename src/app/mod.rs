@@ -132,6 +132,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         source: status_rx,
         rules: rules_rx,
         pulse: data.pulse(),
+        stopping: drain.stop().clone(),
         neighbours: warnings.clone(),
     });
 

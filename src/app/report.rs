@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::balance::{BackendState, BackendView, PortView, Upstreams};
 use crate::config::Settings;
@@ -30,6 +31,8 @@ pub(super) struct Reporter {
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) rules: watch::Receiver<RulesReport>,
     pub(super) pulse: Pulse,
+    /// Cancelled once no new connections are taken.
+    pub(super) stopping: CancellationToken,
     pub(super) neighbours: Warnings,
 }
 
@@ -114,8 +117,10 @@ impl Reporter {
         vec![
             condition("snapshot", loaded, snapshot),
             condition("rules", rules_ok, rules_detail),
-            // The listeners are bound before this endpoint answers, and stay so until it is gone.
-            condition("listeners", true, format!("port {}", self.shared.proxy_port)),
+            match self.stopping.is_cancelled() {
+                false => condition("listeners", true, format!("port {}", self.shared.proxy_port)),
+                true => condition("listeners", false, "stopping: open connections may end".to_owned()),
+            },
         ]
     }
 

@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
-use clap::builder::FalseyValueParser;
 
 use super::{Context, Exit, Output, out};
 use crate::app;
@@ -18,23 +17,23 @@ use crate::rules::legacy::{self, ItemReport, Options, Report, Request, Roots};
 #[derive(Clone, Debug, clap::Args)]
 pub struct Args {
     /// Show what would go and what would stay; change nothing
-    #[arg(long, env = "EDGESPLICE_DRY_RUN", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "EDGESPLICE_DRY_RUN", hide_env_values = true, value_parser = super::flags::switch)]
     dry_run: bool,
     /// Folder for the copy of all rules [default: a new folder in the state folder]
     #[arg(long, value_name = "DIR", env = "EDGESPLICE_BACKUP", hide_env_values = true)]
     backup: Option<PathBuf>,
     /// Also remove what something live still uses, and jumps that EdgeMesh did not write
-    #[arg(long, env = "EDGESPLICE_FORCE", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "EDGESPLICE_FORCE", hide_env_values = true, value_parser = super::flags::switch)]
     force: bool,
     /// Also look into the network namespaces of pods, where KubeEdge v1.0 to v1.2 put rules
-    #[arg(long, env = "EDGESPLICE_POD_NETNS", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "EDGESPLICE_POD_NETNS", hide_env_values = true, value_parser = super::flags::switch)]
     pod_netns: bool,
     /// Also remove the chain PORT-MAP that KubeEdge's old guide told people to type
     #[arg(
         long,
         env = "EDGESPLICE_HOST_MANUAL_RULES",
         hide_env_values = true,
-        value_parser = FalseyValueParser::new()
+        value_parser = super::flags::switch
     )]
     host_manual_rules: bool,
     /// EdgeMesh's own address, if `bridgeDeviceIP` was configured [default: 169.254.96.16]

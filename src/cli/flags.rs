@@ -199,6 +199,15 @@ pub(super) fn default_node_name() -> Option<(String, Origin)> {
     Some((host, Origin::Default("host name")))
 }
 
+/// Reads the variable of a switch. Empty counts as not set.
+pub(super) fn switch(text: &str) -> Result<bool, String> {
+    match text.to_ascii_lowercase().as_str() {
+        "1" | "true" | "yes" | "on" => Ok(true),
+        "" | "0" | "false" | "no" | "off" => Ok(false),
+        _ => Err("give true or false".to_owned()),
+    }
+}
+
 /// Stands in for the node's name in commands that do not need one.
 pub(super) fn no_node_name() -> (String, Origin) {
     ("unnamed".to_owned(), Origin::Default("stand-in"))

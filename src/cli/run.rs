@@ -1,7 +1,5 @@
 //! `edgesplice run`
 
-use clap::builder::FalseyValueParser;
-
 use super::{Context, Exit, SettingsArgs, out};
 use crate::app;
 
@@ -11,10 +9,10 @@ pub struct Args {
     #[command(flatten)]
     settings: SettingsArgs,
     /// Print the effective configuration with every default, and end
-    #[arg(long, env = "EDGESPLICE_PRINT_CONFIG", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "EDGESPLICE_PRINT_CONFIG", hide_env_values = true, value_parser = super::flags::switch)]
     print_config: bool,
     /// Check flags and configuration, and end
-    #[arg(long, env = "EDGESPLICE_CHECK_CONFIG", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    #[arg(long, env = "EDGESPLICE_CHECK_CONFIG", hide_env_values = true, value_parser = super::flags::switch)]
     check_config: bool,
 }
 

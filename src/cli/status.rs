@@ -5,7 +5,6 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use clap::builder::FalseyValueParser;
 use hyper::StatusCode;
 
 use super::client::{self, Agent};
@@ -21,7 +20,7 @@ pub struct Args {
     #[command(flatten)]
     admin: AdminArgs,
     /// Redraw every second until interrupted
-    #[arg(short, long, env = "EDGESPLICE_WATCH", hide_env_values = true, value_parser = FalseyValueParser::new())]
+    #[arg(short, long, env = "EDGESPLICE_WATCH", hide_env_values = true, value_parser = super::flags::switch)]
     watch: bool,
 }
 

@@ -68,7 +68,9 @@ impl Layers {
             let given = |text: &str| Given { text: text.to_owned(), origin: over.origin.clone() };
             let list = match over.key {
                 keys::SERVICE_CIDRS | keys::DNS_LISTEN | keys::DNS_UPSTREAMS => {
-                    over.text.split(',').map(str::trim).filter(|t| !t.is_empty()).map(given).collect()
+                    // Nothing at all is an empty list; an empty entry between others is a typing error.
+                    let entries = if over.text.trim().is_empty() { "" } else { over.text.as_str() };
+                    entries.split_terminator(',').map(str::trim).map(given).collect()
                 }
                 _ => vec![given(&over.text)],
             };
