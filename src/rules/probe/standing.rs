@@ -29,9 +29,11 @@ pub(super) fn judge(
         own_leftovers(ruleset, facts, found);
         found.extend(default_deny(ruleset));
         not_tracked(ruleset, ranges, found);
-        for table in ruleset.unreadable.iter().filter(|table| TABLES.contains(&table.as_str())) {
+        for table in
+            ruleset.unreadable.iter().map(|one| &one.table).filter(|table| TABLES.contains(&table.as_str()))
+        {
             let what = format!(
-                "table {table} of {} holds something that iptables-{} cannot read; the agent's rules may be refused there",
+                "table {table} of {} holds something that iptables-{} cannot read; the agent looks after its own chains there one by one, cleanup cannot remove EdgeMesh's",
                 place(ruleset),
                 ruleset.backend.as_str()
             );
