@@ -12,6 +12,8 @@ pub struct Dump {
     pub tables: Vec<Table>,
     /// Tables that stand, and that the program says it cannot print: a native nft rule is in them.
     pub unreadable: Vec<String>,
+    /// Tables that are printed without some native base chains.
+    pub partial: Vec<String>,
 }
 
 /// One table.
@@ -85,8 +87,8 @@ impl Dump {
             table.rules.push(Rule { chain: chain.to_owned(), text: text.to_owned() });
         }
         // Base chains of other hooks are passed over, and the rest of the table is printed.
-        let Self { tables, unreadable } = &mut dump;
-        unreadable.retain(|name| !tables.iter().any(|table| table.name == *name));
+        let flagged = std::mem::take(&mut dump.unreadable);
+        (dump.partial, dump.unreadable) = flagged.into_iter().partition(|name| dump.table(name).is_some());
         Ok(dump)
     }
 

@@ -85,6 +85,12 @@ pub(super) async fn remove_rules<M: Machine>(
     if remove_hidden_jumps(machine, backend, family, &dump).await {
         dump = read(machine, backend, family).await?.unwrap_or_default();
     }
+    // Those that could be deleted are; if one is left after all, the chain that it leads to refuses to go.
+    for table in &mut dump.tables {
+        if dump.unreadable.contains(&table.name) {
+            table.rules.clear();
+        }
+    }
     let Some(script) = render::removal(&dump) else { return Ok(false) };
     if let Err(error) = machine.restore(backend, family, &script).await {
         if !dump.unreadable.is_empty() {

@@ -96,8 +96,8 @@ async fn show<F: Firewall>(
             Ok(Shown::Rules(rules.collect()))
         }
         Err(ToolError::Failed { stderr, .. }) if stderr.contains("incompatible") => {
-            // Whether it stands at all: looking for a rule in a chain that does not is an error of another kind.
-            let args = ["-t", table, "-C", chain, "-m", "comment", "--comment", HIDDEN];
+            // It says so of chains that do not stand as well. A rule that leads to such a one is an error of another kind.
+            let args = ["-t", table, "-C", "OUTPUT", "-j", chain];
             match firewall.command(backend, family, &args).await {
                 Err(ToolError::Failed { stderr, .. }) if is_absent(&stderr) => Ok(Shown::Absent),
                 Err(ToolError::Failed { .. }) | Ok(_) => Ok(Shown::Hidden),

@@ -85,7 +85,9 @@ pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ru
             };
             let dump =
                 Dump::parse(&text).with_context(|| format!("cannot understand the {} rules", name()))?;
-            let mut unreadable = Vec::new();
+            let partial = dump.partial.iter();
+            let mut unreadable: Vec<Unreadable> =
+                partial.map(|table| Unreadable { table: table.clone(), chains: Vec::new() }).collect();
             for table in &dump.unreadable {
                 let chains = peek::standing(firewall, backend, family, table, chains_of(table)).await;
                 let chains =

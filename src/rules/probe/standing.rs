@@ -211,6 +211,7 @@ fn not_tracked(ruleset: &Ruleset, ranges: &[IpNet], found: &mut Vec<Finding>) {
 mod tests {
     use super::*;
     use crate::config::IptablesBackend;
+    use crate::rules::legacy::Unreadable;
 
     fn settings() -> InterceptSettings {
         InterceptSettings {
@@ -294,7 +295,8 @@ mod tests {
     #[test]
     fn what_the_programs_cannot_read_is_named() {
         let mut odd = ruleset(Backend::Nft, "*nat\nCOMMIT\n");
-        odd.unreadable = vec!["nat".to_owned(), "inet-thing".to_owned()];
+        let unreadable = |table: &str| Unreadable { table: table.to_owned(), chains: Vec::new() };
+        odd.unreadable = vec![unreadable("nat"), unreadable("inet-thing")];
         let got = found(&settings(), &[], vec![odd]);
         assert_eq!(ids(&got), ["unreadable-table"]);
     }
