@@ -319,6 +319,22 @@ fn a_table_that_iptables_cannot_read_is_reported_and_kept() {
 }
 
 #[test]
+fn edgemesh_in_a_table_that_iptables_cannot_read_is_an_open_end() {
+    let space = Space::new();
+    space.load("nft", &fixture("f6"));
+    space.sh("nft add rule ip nat PREROUTING tcp option maxseg size 5 counter");
+    for _ in 0..2 {
+        let done = space.cleanup(&[]).exits(2);
+        assert_eq!(done.all("kept"), ["*nat"], "{:#}", done.json);
+        assert!(space.sh("nft list table ip nat").contains("EDGEMESH"));
+    }
+    let handle = space.sh("nft -a list chain ip nat PREROUTING | sed -n 's/.*maxseg.*handle //p'");
+    space.sh(&format!("nft delete rule ip nat PREROUTING handle {handle}"));
+    space.cleanup(&[]).exits(0);
+    assert!(!space.sh("nft list ruleset").contains("EDGEMESH"));
+}
+
+#[test]
 fn a_missing_back_end_is_passed_over() {
     let space = Space::new();
     space.load("legacy", &fixture("f3"));

@@ -377,6 +377,91 @@ fn follows_the_hint_chains_and_never_makes_a_legacy_table() {
 }
 
 #[test]
+fn a_table_that_iptables_cannot_read_gets_no_second_jump_and_is_left_as_it_was() {
+    // The native rule stands beside our chains, in a chain we jump from, or in our own.
+    for chain in ["POSTROUTING", "PREROUTING", "EDGESPLICE"] {
+        for early in [true, false] {
+            let lab = Lab::new();
+            lab.node.sh("iptables-nft -t nat -A POSTROUTING -s 192.0.2.9 -j ACCEPT
+                iptables-nft -t nat -A PREROUTING -s 192.0.2.9 -j ACCEPT");
+            let spoil = || {
+                lab.node.sh(&format!(
+                    "nft add chain ip nat {chain}; nft add rule ip nat {chain} tcp option maxseg size 5 counter"
+                ));
+            };
+            if early {
+                spoil();
+            }
+            let mut reconciler = install(&lab, HostTools, IptablesBackend::Nft, &wanted(lab.acceptor.port));
+            if !early {
+                spoil();
+            }
+            let jumps = || lab.node.sh("nft list table ip nat | grep -c 'jump EDGESPLICE'").trim().to_owned();
+            let context = format!("{chain}, early {early}");
+            for _ in 0..3 {
+                lab.node.sh("iptables-nft -A OUTPUT -j RETURN; iptables-nft -D OUTPUT -j RETURN");
+                lab.node.block_on(reconciler.check()).unwrap();
+                assert_eq!(jumps(), "2", "{context}");
+            }
+            let report = reconciler.report();
+            let told = report.warnings.iter().any(|line| line.contains("cannot read the table ipv4 nat"));
+            // Own chains are written anew, and can be read again.
+            assert_eq!(told, chain != "EDGESPLICE", "{context}: {report:?}");
+            for client in lab.clients() {
+                assert!(client.tcp("10.96.0.10:80").is_ok(), "{context}");
+            }
+            lab.node.sh("iptables-nft -t nat -D OUTPUT -m comment --comment edgesplice -j EDGESPLICE");
+            lab.node.block_on(reconciler.check()).unwrap();
+            assert_eq!(jumps(), "2", "{context}: mended");
+            lab.node.sh("iptables-nft -t nat -I PREROUTING -m comment --comment edgesplice -j EDGESPLICE");
+            lab.node.block_on(reconciler.withdraw()).unwrap();
+            let left = lab.node.sh("nft list ruleset; ipset list -n; ip route show table all; ip rule");
+            let ours = ["EDGESPLICE", "edgesplice", "237"];
+            assert!(!ours.iter().any(|name| left.contains(name)), "{context}: {left}");
+            assert_eq!(left.matches("192.0.2.9").count(), 2, "{context}: {left}");
+            assert_eq!(left.contains("maxseg"), chain != "EDGESPLICE", "{context}: {left}");
+        }
+    }
+}
+
+#[test]
+fn a_native_rule_before_our_jump_hides_it_and_nothing_is_captured_after_the_end() {
+    let (lab, mut reconciler) = installed(IptablesBackend::Nft);
+    lab.node.sh("nft insert rule ip nat PREROUTING tcp option maxseg size 5 counter");
+    let jumps =
+        || lab.node.sh("nft list chain ip nat PREROUTING | grep -c 'jump EDGESPLICE'").trim().to_owned();
+    for _ in 0..3 {
+        lab.node.sh("iptables-nft -A OUTPUT -j RETURN; iptables-nft -D OUTPUT -j RETURN");
+        lab.node.block_on(reconciler.check()).unwrap();
+        assert_eq!(jumps(), "1");
+    }
+    assert!(lab.routed.tcp("10.96.0.10:80").is_ok());
+    assert!(lab.node.block_on(reconciler.withdraw()).is_err(), "the jump stays, and that is said");
+    let chain = lab.node.sh("nft list chain ip nat EDGESPLICE");
+    assert!(!chain.contains("redirect"), "{chain}");
+    let handle = lab.node.sh("nft -a list chain ip nat PREROUTING | sed -n 's/.*maxseg.*handle //p'");
+    lab.node.sh(&format!("nft delete rule ip nat PREROUTING handle {handle}"));
+    lab.node.block_on(reconciler.withdraw()).unwrap();
+    assert!(lab.node.block_on(rules::leftovers(&HostTools)).unwrap().is_empty());
+}
+
+#[test]
+fn what_is_left_alone_is_forwarded() {
+    for backend in BACKENDS {
+        let lab = Lab::new();
+        lab.bridged.sh("ip addr add 10.96.0.1/32 dev lo; ip addr add fd00:96::1/128 dev lo");
+        lab.node.sh("ip route add 10.96.0.1/32 via 10.8.0.2; ip -6 route add fd00:96::1/128 via fd08::2");
+        let _reconciler = install(&lab, HostTools, backend, &wanted(lab.acceptor.port));
+        // The pod that has the address answers: nobody listens there.
+        for to in ["10.96.0.1:443", "[fd00:96::1]:443"] {
+            assert_eq!(lab.routed.tcp(to), Err(REFUSED.to_owned()), "{to}");
+        }
+        let hits = lab.bridged.sh("grep -E '^Tcp: [0-9]' /proc/net/snmp | cut -d' ' -f15");
+        assert_ne!(hits.trim(), "0", "resets sent by the pod");
+    }
+}
+
+#[test]
 fn another_route_to_the_range_is_left_alone() {
     let lab = Lab::new();
     lab.node.sh("ip route add 10.96.0.0/16 dev br0");
@@ -435,6 +520,9 @@ impl Firewall for WithoutIpset {
     }
     async fn restore(&self, backend: Backend, family: Family, script: &str) -> Result<(), ToolError> {
         HostTools.restore(backend, family, script).await
+    }
+    async fn command(&self, backend: Backend, family: Family, args: &[&str]) -> Result<String, ToolError> {
+        HostTools.command(backend, family, args).await
     }
     async fn ipset_restore(&self, _: &str) -> Result<(), ToolError> {
         Err(ToolError::Missing { program: "ipset".to_owned(), package: "ipset" })

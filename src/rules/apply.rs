@@ -135,6 +135,15 @@ pub trait Firewall: Send + Sync {
         script: &str,
     ) -> impl Future<Output = Result<(), ToolError>> + Send;
 
+    /// Runs `iptables` itself with `args`, for one question or one rule, and returns what it printed. For tables that
+    /// [`save`](Self::save) cannot print, whose single chains can still be asked for.
+    fn command(
+        &self,
+        backend: Backend,
+        family: Family,
+        args: &[&str],
+    ) -> impl Future<Output = Result<String, ToolError>> + Send;
+
     /// Feeds `script` to `ipset restore`.
     fn ipset_restore(&self, script: &str) -> impl Future<Output = Result<(), ToolError>> + Send;
 
@@ -178,6 +187,13 @@ impl Firewall for HostTools {
         let program = program_name(backend, family, "restore");
         let wait = LOCK_WAIT_SECONDS.to_string();
         run_tool(&program, &["--noflush", "--wait", &wait], Some(script), "iptables").await.map(drop)
+    }
+
+    async fn command(&self, backend: Backend, family: Family, args: &[&str]) -> Result<String, ToolError> {
+        let program = program_name(backend, family, "");
+        let wait = LOCK_WAIT_SECONDS.to_string();
+        let args: Vec<&str> = ["--wait", &wait].into_iter().chain(args.iter().copied()).collect();
+        run_tool(&program, &args, None, "iptables").await
     }
 
     async fn ipset_restore(&self, script: &str) -> Result<(), ToolError> {

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::dump::{Dump, Rule};
 use super::names::{COMMENT, CREATED_CHAIN};
+use super::peek::HIDDEN;
 use super::plan::FamilyPlan;
 use super::render::{jumps_into_own, stands_behind, stands_first};
 
@@ -64,7 +65,8 @@ pub fn differences(
 }
 
 /// Reads the machine's wording of own chains from a dump taken right after a restore. Only what can be the plan in
-/// other words is believed: as many rules, each with our comment.
+/// other words is believed: as many rules, each with our comment. A chain that cannot be read even now stands as it was
+/// written; nothing is gained by writing it again.
 pub fn wording(plan: &FamilyPlan, dump: &Dump) -> Wording {
     let mut wording = Wording::new();
     for table in &plan.tables {
@@ -73,7 +75,8 @@ pub fn wording(plan: &FamilyPlan, dump: &Dump) -> Wording {
             let rules: Vec<String> = now.rules_of(chain.name).map(|rule| rule.text.clone()).collect();
             let plausible =
                 rules.len() == chain.rules.len() && rules.iter().all(|rule| rule.contains(COMMENT));
-            if plausible && rules != chain.rules {
+            let hidden = rules == [HIDDEN];
+            if (plausible || hidden) && rules != chain.rules {
                 wording.insert((table.name, chain.name), rules);
             }
         }

@@ -10,6 +10,10 @@ use std::fmt::Write as _;
 pub struct Dump {
     /// The tables in the order of the text.
     pub tables: Vec<Table>,
+    /// Tables that stand, and that the program says it cannot print: a native nft rule is in them.
+    pub unreadable: Vec<String>,
+    /// Tables that are printed without some native base chains.
+    pub partial: Vec<String>,
 }
 
 /// One table.
@@ -58,6 +62,7 @@ impl Dump {
         for (index, raw) in text.lines().enumerate() {
             let bad = || DumpError { line: index + 1, text: raw.to_owned() };
             let line = raw.trim_end_matches('\r');
+            dump.unreadable.extend(incompatible(line).map(str::to_owned));
             if line.is_empty() || line.starts_with('#') || line == "COMMIT" {
                 continue;
             }
@@ -81,6 +86,9 @@ impl Dump {
             let (chain, text) = rest.split_once(' ').unwrap_or((rest, ""));
             table.rules.push(Rule { chain: chain.to_owned(), text: text.to_owned() });
         }
+        // Base chains of other hooks are passed over, and the rest of the table is printed.
+        let flagged = std::mem::take(&mut dump.unreadable);
+        (dump.partial, dump.unreadable) = flagged.into_iter().partition(|name| dump.table(name).is_some());
         Ok(dump)
     }
 
@@ -88,6 +96,14 @@ impl Dump {
     pub fn table(&self, name: &str) -> Option<&Table> {
         self.tables.iter().find(|table| table.name == name)
     }
+}
+
+/// The table that a line of `iptables-nft-save` is about, if it says one of
+/// ``# Table `nat' is incompatible, use 'nft' tool.`` and
+/// ``# Table `nat' contains incompatible base-chains, use 'nft' tool to list them.``
+fn incompatible(line: &str) -> Option<&str> {
+    let (name, what) = line.strip_prefix("# Table `")?.split_once('\'')?;
+    what.contains("incompatible").then_some(name)
 }
 
 impl Table {
@@ -167,6 +183,14 @@ mod tests {
         let jump = nat.rules_of("PREROUTING").next().unwrap();
         assert_eq!(jump.target().as_deref(), Some("EDGE-MESH"));
         assert!(jump.words().contains(&"a \"b\" c".to_owned()));
+    }
+
+    #[test]
+    fn a_table_that_is_not_printed_is_unreadable() {
+        let text = "# Table `nat' is incompatible, use 'nft' tool.\n\
+            # Table `mangle' contains incompatible base-chains, use 'nft' tool to list them.\n*mangle\nCOMMIT\n";
+        let dump = Dump::parse(text).unwrap();
+        assert_eq!((dump.unreadable, dump.tables.len()), (vec!["nat".to_owned()], 1));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::dump::{Dump, Table};
 use super::ipset;
 use super::machine::Machine;
 use super::names::{CREATED_CHAIN, is_own_chain};
+use super::peek;
 use super::reconcile::RulesError;
 use super::render::{self, jumps_into_own};
 
@@ -18,6 +19,9 @@ use super::render::{self, jumps_into_own};
 const SET_TRIES: u32 = 40;
 /// See [`SET_TRIES`]; together two seconds.
 const SET_RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// More equal jumps than anybody leaves in one chain; a bound for a loop.
+const MOST_HIDDEN_JUMPS: u32 = 1000;
 
 /// What of ours stands on this machine, each thing as a line for people.
 pub async fn leftovers<M: Machine>(machine: &M) -> Result<Vec<String>, RulesError> {
@@ -77,9 +81,24 @@ pub(super) async fn remove_rules<M: Machine>(
     family: Family,
     created: &BTreeSet<(Family, &'static str)>,
 ) -> Result<bool, RulesError> {
-    let Some(dump) = read(machine, backend, family).await? else { return Ok(false) };
+    let Some(mut dump) = read(machine, backend, family).await? else { return Ok(false) };
+    if remove_hidden_jumps(machine, backend, family, &dump).await {
+        dump = read(machine, backend, family).await?.unwrap_or_default();
+    }
+    // Those that could be deleted are; if one is left after all, the chain that it leads to refuses to go.
+    for table in &mut dump.tables {
+        if dump.unreadable.contains(&table.name) {
+            table.rules.clear();
+        }
+    }
     let Some(script) = render::removal(&dump) else { return Ok(false) };
-    machine.restore(backend, family, &script).await?;
+    if let Err(error) = machine.restore(backend, family, &script).await {
+        if !dump.unreadable.is_empty() {
+            // A jump behind the native rule cannot be deleted. It does no harm once it leads to an empty chain.
+            let _ = machine.restore(backend, family, &render::emptying(&dump)).await;
+        }
+        return Err(error.into());
+    }
     if backend == Backend::Nft {
         let ours = |table: &&Table| {
             table.has_chain(CREATED_CHAIN)
@@ -89,7 +108,7 @@ pub(super) async fn remove_rules<M: Machine>(
         if !names.is_empty() {
             let now = read(machine, backend, family).await?.unwrap_or_default();
             for name in names {
-                if now.table(name).is_some_and(is_bare) {
+                if !now.unreadable.iter().any(|one| one == name) && now.table(name).is_some_and(is_bare) {
                     machine.remove_empty_table(family, name).map_err(|source| RulesError::Table {
                         table: name.to_owned(),
                         family: family.as_str(),
@@ -100,6 +119,26 @@ pub(super) async fn remove_rules<M: Machine>(
         }
     }
     Ok(true)
+}
+
+/// Removes own jumps from tables that cannot be read: of several equal ones only one may be seen, and the chain they
+/// lead to cannot go before the last. Returns whether there was one.
+async fn remove_hidden_jumps<M: Machine>(machine: &M, backend: Backend, family: Family, dump: &Dump) -> bool {
+    let mut any = false;
+    for table in dump.tables.iter().filter(|table| dump.unreadable.contains(&table.name)) {
+        for rule in jumps_into_own(table) {
+            let words = rule.words();
+            let mut args = vec!["-t", &table.name, "-D", &rule.chain];
+            args.extend(words.iter().map(String::as_str));
+            for _ in 0..MOST_HIDDEN_JUMPS {
+                if machine.command(backend, family, &args).await.is_err() {
+                    break;
+                }
+                any = true;
+            }
+        }
+    }
+    any
 }
 
 /// Whether a table does nothing: no rules, no chains but the built-in ones, and those accept.
@@ -140,5 +179,8 @@ pub(super) async fn read<M: Machine>(
         Err(error) if error.is_unsupported() => None,
         other => other?,
     };
-    text.map(|text| Dump::parse(&text)).transpose().map_err(RulesError::from)
+    let Some(text) = text else { return Ok(None) };
+    let mut dump = Dump::parse(&text)?;
+    peek::into_unreadable(machine, backend, family, &mut dump).await?;
+    Ok(Some(dump))
 }

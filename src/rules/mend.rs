@@ -52,6 +52,7 @@ impl<M: Machine> Reconciler<M> {
         let mut mended = Vec::new();
         for plan in &target.families {
             let dump = self.dump(plan.family).await?;
+            self.tell_unreadable(plan, &dump);
             let wording = self.wording.entry(plan.family).or_default();
             let created =
                 self.created.iter().filter(|(of, _)| *of == plan.family).map(|(_, name)| *name).collect();

@@ -20,6 +20,7 @@ mod mend;
 pub mod names;
 pub mod neighbours;
 pub mod nft;
+mod peek;
 pub mod places;
 pub mod plan;
 pub mod probe;

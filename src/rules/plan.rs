@@ -233,14 +233,21 @@ impl Input<'_> {
                 "-p tcp -m set --match-set {health} dst,dst -m comment --comment {COMMENT} -j ACCEPT"
             ));
         }
-        let forward = self.ranges.iter().map(|range| {
+        // What is left alone may be routed to whoever serves it.
+        let mut forward: Vec<String> = if self.capabilities.ipset {
+            let skip = skip_set(self.family);
+            vec![format!("-m set --match-set {skip} dst -m comment --comment {COMMENT} -j RETURN")]
+        } else {
+            self.skip_each().collect()
+        };
+        forward.extend(self.ranges.iter().map(|range| {
             format!("-d {range} -m comment --comment {COMMENT} -j REJECT --reject-with {unreachable}")
-        });
+        }));
         TablePlan {
             name: "filter",
             chains: vec![
                 ChainPlan { name: INPUT_CHAIN, rules: input },
-                ChainPlan { name: FORWARD_CHAIN, rules: forward.collect() },
+                ChainPlan { name: FORWARD_CHAIN, rules: forward },
             ],
             jumps: vec![("INPUT", INPUT_CHAIN), ("FORWARD", FORWARD_CHAIN)],
         }

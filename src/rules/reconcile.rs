@@ -15,6 +15,7 @@ use super::ipset;
 use super::leftovers::{read, remove_all, remove_rules, remove_sets};
 use super::machine::Machine;
 use super::names::CREATED_CHAIN;
+use super::peek::{self, UNREADABLE};
 use super::places::Places;
 use super::plan::{Capabilities, FamilyPlan, Plan, Wanted, plan};
 use super::render;
@@ -332,6 +333,18 @@ impl<M: Machine> Reconciler<M> {
         dump.ok_or(RulesError::ProgramsGone(self.backend.as_str()))
     }
 
+    /// Keeps the warnings about a family's tables that cannot be read up to date.
+    pub(super) fn tell_unreadable(&mut self, plan: &FamilyPlan, dump: &Dump) {
+        let ours = |name: &&String| plan.tables.iter().any(|table| table.name == name.as_str());
+        let now: Vec<String> =
+            dump.unreadable.iter().filter(ours).map(|table| peek::warning(plan.family, table)).collect();
+        let start = format!("{UNREADABLE} {} ", plan.family.as_str());
+        self.report.warnings.retain(|line| !line.starts_with(&start) || now.contains(line));
+        for line in now {
+            self.warn(line);
+        }
+    }
+
     /// Writes one family's rules and reads back how the machine words them.
     pub(super) async fn install(&mut self, plan: &FamilyPlan, dump: &Dump) -> Result<(), RulesError> {
         let family = plan.family;
@@ -346,6 +359,7 @@ impl<M: Machine> Reconciler<M> {
         let script = render::install(plan, dump, &self.created_in(family));
         self.machine.restore(self.backend, family, &script).await?;
         let now = self.dump(family).await?;
+        self.tell_unreadable(plan, &now);
         self.wording.insert(family, audit::wording(plan, &now));
         Ok(())
     }

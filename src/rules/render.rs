@@ -72,6 +72,19 @@ pub fn removal(dump: &Dump) -> Option<String> {
     (!text.is_empty()).then_some(text)
 }
 
+/// The script that empties every own chain that `dump` shows, so that jumps into them do nothing.
+pub(super) fn emptying(dump: &Dump) -> String {
+    let mut text = String::new();
+    for table in &dump.tables {
+        let _ = writeln!(text, "*{}", table.name);
+        for chain in table.chains.iter().filter(|chain| is_own_chain(&chain.name)) {
+            let _ = writeln!(text, "-F {}", chain.name);
+        }
+        text.push_str("COMMIT\n");
+    }
+    text
+}
+
 /// The plan as `iptables-save` prints it: one text for each family.
 pub fn save_form(plan: &Plan) -> Vec<(super::apply::Family, String)> {
     plan.families.iter().map(|family| (family.family, family_save_form(family))).collect()

@@ -47,7 +47,16 @@ pub struct Ruleset {
     /// The same, read.
     pub dump: Dump,
     /// Tables that the program says it cannot read.
-    pub unreadable: Vec<String>,
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// A table that the program says it cannot read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    /// The table.
+    pub table: String,
+    /// Chains in it that have the names of EdgeMesh's.
+    pub chains: Vec<&'static str>,
 }
 
 /// A link.

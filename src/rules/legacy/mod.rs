@@ -30,7 +30,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 
 pub use backup::default_folder;
-pub use facts::{Facts, Process, Ruleset};
+pub use facts::{Facts, Process, Ruleset, Unreadable};
 pub use netns::{Netns, within};
 pub use plan::{Options, Plan};
 pub use read::{Roots, facts};

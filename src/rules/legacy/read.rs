@@ -9,17 +9,18 @@ use std::time::Duration;
 use anyhow::Context as _;
 use tokio::net::UdpSocket;
 
-use super::facts::{Facts, FoundFile, Process, Resolver, Ruleset};
+use super::facts::{Facts, FoundFile, Process, Resolver, Ruleset, Unreadable};
 use super::items::RESOLVER;
 use super::links::Netlink;
 use super::netns;
 use super::pattern::Clauses;
 use super::plan::Options;
 use super::scan::{AGENT, EDGECORE, K3S, KUBE_PROXY};
-use super::shapes::{FILES, MESH_ADDRESS};
+use super::shapes::{FILES, FOOTPRINTS, MESH_ADDRESS, Place};
 use crate::net::listening;
 use crate::rules::apply::{Backend, Family, Firewall};
 use crate::rules::dump::Dump;
+use crate::rules::peek;
 
 /// Where the machine's files are found. Tests put another folder in front.
 #[derive(Clone, Debug)]
@@ -84,18 +85,25 @@ pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ru
             };
             let dump =
                 Dump::parse(&text).with_context(|| format!("cannot understand the {} rules", name()))?;
-            // iptables-nft-save says: # Table `nat' is incompatible, use 'nft' tool.
-            // or:                     # Table `nat' contains incompatible base-chains, use 'nft' tool to list them.
-            let unreadable = text
-                .lines()
-                .filter_map(|line| line.strip_prefix("# Table `")?.split_once('\''))
-                .filter(|(_, what)| what.contains("incompatible"))
-                .map(|(name, _)| name.to_owned())
-                .collect();
+            let partial = dump.partial.iter();
+            let mut unreadable: Vec<Unreadable> =
+                partial.map(|table| Unreadable { table: table.clone(), chains: Vec::new() }).collect();
+            for table in &dump.unreadable {
+                let chains = peek::standing(firewall, backend, family, table, chains_of(table)).await;
+                let chains =
+                    chains.with_context(|| format!("cannot look into the {} table {table}", name()))?;
+                unreadable.push(Unreadable { table: table.clone(), chains });
+            }
             found.push(Ruleset { backend, family, text, dump, unreadable });
         }
     }
     Ok(found)
+}
+
+/// The names of the chains that EdgeMesh, of whatever version, had in a table.
+fn chains_of(table: &str) -> BTreeSet<&'static str> {
+    let theirs = FOOTPRINTS.iter().filter(|footprint| footprint.place != Place::Own);
+    theirs.flat_map(|one| one.chains).filter(|chain| chain.table == table).map(|chain| chain.name).collect()
 }
 
 fn files(roots: &Roots) -> Vec<FoundFile> {

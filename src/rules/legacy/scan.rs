@@ -5,12 +5,13 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::facts::{Facts, Ruleset};
+use super::facts::{Facts, Ruleset, Unreadable};
 use super::items;
 use super::pattern::Clauses;
 use super::plan::{Kept, Options, Plan, RulesetPlan, TablePlan};
 use super::shapes::{MESH_ADDRESS, MESH_LINK, Place, Proof};
 use super::table::{Judge, Owner, ROWS, Row, Verdict, look_alikes};
+use crate::rules::apply::Family;
 
 /// Name of EdgeMesh's own process, all standalone versions.
 pub(super) const AGENT: &str = "edgemesh-agent";
@@ -57,9 +58,9 @@ pub fn plan(facts: &Facts, options: &Options) -> Plan {
             }
             out.tables.push(table_plan);
         }
-        for name in &ruleset.unreadable {
-            let note = unreadable(name, ruleset);
-            match out.tables.iter_mut().find(|table| table.name == *name) {
+        for hidden in &ruleset.unreadable {
+            let note = unreadable(hidden, ruleset);
+            match out.tables.iter_mut().find(|table| table.name == hidden.table) {
                 Some(table) => table.merge(note),
                 None => out.tables.push(note),
             }
@@ -252,13 +253,21 @@ fn versions(writers: &[BTreeSet<usize>]) -> Vec<String> {
     sets.iter().map(|set| set.iter().map(name).collect::<Vec<_>>().join(" or ")).collect()
 }
 
-/// A table that the programs of this back end cannot read.
-fn unreadable(name: &str, ruleset: &Ruleset) -> TablePlan {
+/// A table that the programs of this back end cannot read. It is in the way only where chains of EdgeMesh's stand in it.
+fn unreadable(hidden: &Unreadable, ruleset: &Ruleset) -> TablePlan {
+    let Unreadable { table: name, chains } = hidden;
+    let backend = ruleset.backend.as_str();
+    let list = if ruleset.family == Family::V4 { "ip" } else { "ip6" };
+    let (what, then) = if chains.is_empty() {
+        (String::new(), "")
+    } else {
+        let what = format!("{} of EdgeMesh's, and ", chains.join(", "));
+        (what, "; move the native rule to a table of its own, and run cleanup again")
+    };
     let reason = format!(
-        "holds something that iptables-{} cannot read and cleanup does not touch; look with `nft list table {} {name}`",
-        ruleset.backend.as_str(),
-        if ruleset.family == crate::rules::apply::Family::V4 { "ip" } else { "ip6" }
+        "holds {what}something that iptables-{backend} cannot read and cleanup does not touch; look with `nft list table \
+         {list} {name}`{then}"
     );
-    let kept = Kept { rule: format!("*{name}"), reason, blocks: false };
-    TablePlan { name: name.to_owned(), kept: vec![kept], ..TablePlan::default() }
+    let kept = Kept { rule: format!("*{name}"), reason, blocks: !chains.is_empty() };
+    TablePlan { name: name.clone(), kept: vec![kept], ..TablePlan::default() }
 }

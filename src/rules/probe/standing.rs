@@ -29,9 +29,11 @@ pub(super) fn judge(
         own_leftovers(ruleset, facts, found);
         found.extend(default_deny(ruleset));
         not_tracked(ruleset, ranges, found);
-        for table in ruleset.unreadable.iter().filter(|table| TABLES.contains(&table.as_str())) {
+        for table in
+            ruleset.unreadable.iter().map(|one| &one.table).filter(|table| TABLES.contains(&table.as_str()))
+        {
             let what = format!(
-                "table {table} of {} holds something that iptables-{} cannot read; the agent's rules may be refused there",
+                "table {table} of {} holds something that iptables-{} cannot read; the agent looks after its own chains there one by one, cleanup cannot remove EdgeMesh's",
                 place(ruleset),
                 ruleset.backend.as_str()
             );
@@ -209,6 +211,7 @@ fn not_tracked(ruleset: &Ruleset, ranges: &[IpNet], found: &mut Vec<Finding>) {
 mod tests {
     use super::*;
     use crate::config::IptablesBackend;
+    use crate::rules::legacy::Unreadable;
 
     fn settings() -> InterceptSettings {
         InterceptSettings {
@@ -292,7 +295,8 @@ mod tests {
     #[test]
     fn what_the_programs_cannot_read_is_named() {
         let mut odd = ruleset(Backend::Nft, "*nat\nCOMMIT\n");
-        odd.unreadable = vec!["nat".to_owned(), "inet-thing".to_owned()];
+        let unreadable = |table: &str| Unreadable { table: table.to_owned(), chains: Vec::new() };
+        odd.unreadable = vec![unreadable("nat"), unreadable("inet-thing")];
         let got = found(&settings(), &[], vec![odd]);
         assert_eq!(ids(&got), ["unreadable-table"]);
     }

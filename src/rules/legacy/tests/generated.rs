@@ -106,7 +106,7 @@ proptest! {
         spread in proptest::collection::vec(any::<prop::sample::Index>(), 8),
     ) {
         let (clean, dirty) = mixed(&foreign, &footprints, &spread);
-        let (left, plan) = cleaned(Dump { tables: vec![dirty] }, &Options::default());
+        let (left, plan) = cleaned(Dump { tables: vec![dirty], ..Dump::default() }, &Options::default());
         prop_assert_eq!(&left.tables[0], &clean);
         prop_assert!(!plan.blocked());
         prop_assert_eq!(plan.changes_rules(), !footprints.is_empty());
@@ -126,7 +126,7 @@ proptest! {
         prop_assume!(dirty.has_chain(inside));
         dirty.rules.push(rule.clone());
         let into: Vec<Rule> = dirty.rules.iter().filter(|rule| rule.target().as_deref() == Some(inside)).cloned().collect();
-        let (left, plan) = cleaned(Dump { tables: vec![dirty] }, &Options { force, ..Options::default() });
+        let (left, plan) = cleaned(Dump { tables: vec![dirty], ..Dump::default() }, &Options { force, ..Options::default() });
         prop_assert!(plan.blocked());
         prop_assert!(left.tables[0].rules.contains(&rule));
         for jump in into {
@@ -139,7 +139,7 @@ proptest! {
         let rule = Rule { chain: "EDGE-MESH".to_owned(), text };
         let chain = Chain { name: "EDGE-MESH".to_owned(), policy: "-".to_owned() };
         let table = Table { name: "nat".to_owned(), chains: vec![chain], rules: vec![rule.clone()] };
-        let plan = judge(Dump { tables: vec![table] });
+        let plan = judge(Dump { tables: vec![table], ..Dump::default() });
         // Whatever it is, it is not EdgeMesh's.
         prop_assert!(!plan.changes_rules() && kept(&plan).contains(&rule.line()));
     }

@@ -428,9 +428,11 @@ fn nat_comes_last_because_it_proves_whose_the_rest_is() {
 #[test]
 fn an_unreadable_table_is_reported() {
     let mut facts = facts_of(Dump::default());
-    facts.rulesets[0].unreadable = vec!["nat".to_owned()];
-    let plan = plan(&facts, &Options::default());
-    assert!(!plan.blocked() && kept(&plan) == ["*nat"]);
+    for (chains, blocked) in [(vec![], false), (vec!["EDGE-MESH"], true)] {
+        facts.rulesets[0].unreadable = vec![Unreadable { table: "nat".to_owned(), chains }];
+        let plan = plan(&facts, &Options::default());
+        assert!(plan.blocked() == blocked && kept(&plan) == ["*nat"]);
+    }
 }
 
 #[test]
