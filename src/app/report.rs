@@ -117,9 +117,10 @@ impl Reporter {
         vec![
             condition("snapshot", loaded, snapshot),
             condition("rules", rules_ok, rules_detail),
-            match self.stopping.is_cancelled() {
-                false => condition("listeners", true, format!("port {}", self.shared.proxy_port)),
-                true => condition("listeners", false, "stopping: open connections may end".to_owned()),
+            if self.stopping.is_cancelled() {
+                condition("listeners", false, "stopping: open connections may end".to_owned())
+            } else {
+                condition("listeners", true, format!("port {}", self.shared.proxy_port))
             },
         ]
     }

@@ -4,6 +4,7 @@
 //! request each, and cuts off whoever dawdles.
 
 use std::borrow::Cow;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +20,7 @@ use hyper::{Method, Request, Response, StatusCode, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
+use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
@@ -90,26 +91,26 @@ impl AdminServer {
     pub async fn serve(self, handlers: AdminHandlers, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = TcpListener::from_std(self.listener).context("the admin endpoint cannot be served")?;
         let shared = Arc::new(Shared::new(handlers));
-        let slots = Arc::new(Semaphore::new(MOST_CONNECTIONS));
         let connections = TaskTracker::new();
+        let mut open: VecDeque<AbortHandle> = VecDeque::new();
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
-                // A slot first: who comes beyond the limit waits in the backlog.
-                accepted = async {
-                    let slot = Arc::clone(&slots).acquire_owned().await;
-                    (listener.accept().await, slot)
-                } => accepted,
+                accepted = listener.accept() => accepted,
             };
             match accepted {
-                (Ok((stream, _)), slot) => {
+                Ok((stream, _)) => {
+                    open.retain(|connection| !connection.is_finished());
+                    // Whoever has dawdled longest makes room: a probe must not wait for idle connections.
+                    while open.len() >= MOST_CONNECTIONS {
+                        if let Some(oldest) = open.pop_front() {
+                            oldest.abort();
+                        }
+                    }
                     let shared = Arc::clone(&shared);
-                    connections.spawn(async move {
-                        let _slot = slot;
-                        serve_one(stream, shared).await;
-                    });
+                    open.push_back(connections.spawn(serve_one(stream, shared)).abort_handle());
                 }
-                (Err(e), _) => {
+                Err(e) => {
                     debug!("the admin endpoint cannot accept: {e}");
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                 }
