@@ -462,6 +462,9 @@ impl Machine for WithoutIpset {
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
         HostTools.remove_empty_table(family, table)
     }
+    fn forget_flows(&self, frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64> {
+        HostTools.forget_flows(frontends)
+    }
     fn has_ipv6(&self) -> bool {
         HostTools.has_ipv6()
     }

@@ -1,7 +1,7 @@
 //! The control task: takes updates from the source, rebuilds the snapshot, and hands it to the data plane and the
 //! rules. The only writer of all three.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -16,7 +16,9 @@ use tracing::{debug, info, warn};
 
 use crate::balance::Upstreams;
 use crate::config::Settings;
-use crate::model::{Frontend, Local, Protocol, Snapshot, Store, diff, ranges};
+use crate::model::diff::{self, Diff};
+use crate::model::{Frontend, Local, Protocol, Snapshot, Store, ranges};
+use crate::proxy::udp::UdpPlane;
 use crate::rules::{Wanted, routes};
 use crate::source::Update;
 
@@ -32,6 +34,8 @@ pub(super) struct Shared {
     pub(super) snapshot: ArcSwap<Snapshot>,
     /// The captured ranges.
     pub(super) ranges: ArcSwap<Vec<IpNet>>,
+    /// Served UDP frontends whose socket could not be opened, each as a line for people.
+    pub(super) unopened: ArcSwap<Vec<String>>,
     /// Whether a full state has been taken over.
     pub(super) loaded: AtomicBool,
 }
@@ -42,6 +46,7 @@ impl Shared {
             proxy_port,
             snapshot: ArcSwap::default(),
             ranges: ArcSwap::default(),
+            unopened: ArcSwap::default(),
             loaded: AtomicBool::new(false),
         }
     }
@@ -107,17 +112,9 @@ pub(super) fn skipped(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     skip
 }
 
-/// Whether a connection to `frontend` is accepted by this version.
-fn is_intercepted(frontend: &Frontend) -> bool {
-    frontend.protocol == Protocol::Tcp
-}
-
-/// The frontends of `snapshot` that are accepted; all others are refused.
+/// The frontends of `snapshot` that are answered, if their sockets can be opened; all others are refused.
 pub(super) fn served(snapshot: &Snapshot) -> OrdSet<Frontend> {
-    let served = snapshot
-        .frontends
-        .iter()
-        .filter(|(frontend, port)| is_intercepted(frontend) && port.is_served(frontend.addr()));
+    let served = snapshot.frontends.iter().filter(|(frontend, port)| port.is_served(frontend.addr()));
     served.map(|(frontend, _)| *frontend).collect()
 }
 
@@ -127,7 +124,10 @@ pub(super) struct Control {
     store: Store,
     shared: Arc<Shared>,
     upstreams: Arc<Upstreams>,
+    udp: UdpPlane,
     served: OrdSet<Frontend>,
+    /// Served UDP frontends whose socket could not be opened, and why not.
+    unopened: BTreeMap<Frontend, String>,
     wanted: watch::Sender<Arc<Wanted>>,
 }
 
@@ -136,10 +136,20 @@ impl Control {
         settings: &Settings,
         shared: Arc<Shared>,
         upstreams: Arc<Upstreams>,
+        udp: UdpPlane,
         wanted: watch::Sender<Arc<Wanted>>,
     ) -> Self {
         let store = Store::new(local(settings, shared.proxy_port, Vec::new()).await);
-        Self { settings: settings.clone(), store, shared, upstreams, served: OrdSet::new(), wanted }
+        Self {
+            settings: settings.clone(),
+            store,
+            shared,
+            upstreams,
+            udp,
+            served: OrdSet::new(),
+            unopened: BTreeMap::new(),
+            wanted,
+        }
     }
 
     /// Takes updates until `stop` is cancelled.
@@ -166,8 +176,10 @@ impl Control {
                     if *self.store.local() != local {
                         debug!("this host's routes or addresses have changed");
                         self.store.set_local(local);
-                        self.publish();
+                    } else if self.unopened.is_empty() {
+                        continue;
                     }
+                    self.publish();
                 }
             }
         }
@@ -181,6 +193,44 @@ impl Control {
             }
             Update::Upsert(object) => self.store.upsert(*object),
             Update::Delete(key) => self.store.delete(&key),
+        }
+    }
+
+    /// Brings what is served in step with the snapshot: sockets for datagrams are open before a rule sends any there,
+    /// and flows to backends that are gone end.
+    fn follow(&mut self, changed: Diff) {
+        for frontend in changed.unserved {
+            self.served.remove(&frontend);
+            self.unopened.remove(&frontend);
+            self.udp.close(&frontend);
+        }
+        let again = std::mem::take(&mut self.unopened).into_keys();
+        for frontend in changed.served.into_iter().chain(again) {
+            if frontend.protocol == Protocol::Udp
+                && let Err(error) = self.udp.open(frontend)
+            {
+                self.unopened.insert(
+                    frontend,
+                    format!(
+                        "{frontend} is refused: its socket cannot be opened ({error}); \
+                         see `ss -ulnp` for who has the port on every address"
+                    ),
+                );
+                continue;
+            }
+            self.served.insert(frontend);
+        }
+        let lines: Vec<String> = self.unopened.values().cloned().collect();
+        if **self.shared.unopened.load() != lines {
+            for line in &lines {
+                warn!("{line}");
+            }
+            self.shared.unopened.store(Arc::new(lines));
+        }
+        for port in changed.added.iter().chain(changed.changed.iter().map(|(_, now)| now)) {
+            for addr in port.frontends.iter().filter(|_| port.id.protocol == Protocol::Udp) {
+                self.udp.prune(&Frontend { ip: addr.ip(), port: addr.port(), protocol: Protocol::Udp });
+            }
         }
     }
 
@@ -204,13 +254,7 @@ impl Control {
             warn!("{warning}");
         }
 
-        let changed = diff::diff(&before, &now);
-        for frontend in changed.unserved.iter().filter(|frontend| is_intercepted(frontend)) {
-            self.served.remove(frontend);
-        }
-        for frontend in changed.served.into_iter().filter(is_intercepted) {
-            self.served.insert(frontend);
-        }
+        self.follow(diff::diff(&before, &now));
         let wanted = Wanted {
             ranges: found,
             skip: skipped(&now),

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
 use crate::balance::Upstreams;
@@ -25,6 +26,7 @@ pub(super) struct DataPlane {
     thread: JoinHandle<()>,
     ended: oneshot::Receiver<anyhow::Result<()>>,
     pulse: Pulse,
+    runtime: Handle,
 }
 
 /// When the data plane last showed that it moves.
@@ -70,6 +72,7 @@ impl DataPlane {
             .enable_all()
             .build()
             .context("cannot start the data plane's runtime")?;
+        let handle = runtime.handle().clone();
         let pulse = Pulse::new();
         let beating = pulse.clone();
         let (done, ended) = oneshot::channel();
@@ -90,7 +93,12 @@ impl DataPlane {
                 runtime.shutdown_background();
             })
             .context("cannot start the data plane's thread")?;
-        Ok(Self { thread, ended, pulse })
+        Ok(Self { thread, ended, pulse, runtime: handle })
+    }
+
+    /// The runtime, for work that belongs to the data plane.
+    pub(super) fn runtime(&self) -> Handle {
+        self.runtime.clone()
     }
 
     /// The pulse, for the health report.

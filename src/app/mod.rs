@@ -26,7 +26,8 @@ use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::admin::AdminServer;
 use crate::obs::api::RulesReport;
-use crate::proxy::Proxy;
+use crate::proxy::udp::UdpPlane;
+use crate::proxy::{Guard, Proxy};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
@@ -101,7 +102,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let upstreams = Arc::new(Upstreams::new());
     let shared = Arc::new(Shared::new(proxy_port));
     let guard = Arc::clone(&shared);
-    let proxy = proxy.with_guard(Arc::new(move |addr| guard.is_captured(addr.ip())));
+    let guard: Guard = Arc::new(move |addr| guard.is_captured(addr.ip()));
+    let proxy = proxy.with_guard(Arc::clone(&guard));
     let counters = proxy.counters();
 
     let (wanted_tx, wanted_rx) = watch::channel(Arc::new(rules::Wanted::default()));
@@ -112,13 +114,17 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let tasks = TaskTracker::new();
     let drain = Drain::new();
 
-    let control = Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), wanted_tx).await;
     let data = DataPlane::start(proxy, &settings.proxy, Arc::clone(&upstreams), drain.clone())?;
+    let udp = UdpPlane::new(data.runtime(), Arc::clone(&upstreams), guard, settings.intercept.own_mark)
+        .context("cannot read the limit of open descriptors")?;
+    let datagrams = udp.counters();
+    let control = Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), udp, wanted_tx).await;
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,
         upstreams,
         counters,
+        datagrams,
         source: status_rx,
         rules: rules_rx,
         pulse: data.pulse(),

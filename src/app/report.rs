@@ -15,6 +15,7 @@ use crate::obs::api::{
     Status,
 };
 use crate::proxy::Counters;
+use crate::proxy::udp::UdpCounters;
 use crate::source::SourceStatus;
 
 use super::control::Shared;
@@ -26,6 +27,7 @@ pub(super) struct Reporter {
     pub(super) shared: Arc<Shared>,
     pub(super) upstreams: Arc<Upstreams>,
     pub(super) counters: Arc<Counters>,
+    pub(super) datagrams: Arc<UdpCounters>,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) rules: watch::Receiver<RulesReport>,
     pub(super) pulse: Pulse,
@@ -50,6 +52,7 @@ impl Reporter {
         let source = self.source.borrow();
         let rules = self.rules.borrow().clone();
         let mut warnings = snapshot.warnings.clone();
+        warnings.extend(self.shared.unopened.load().iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
         Status {
             version: crate::obs::VERSION.to_owned(),
@@ -68,6 +71,9 @@ impl Reporter {
                 accepted_total: self.counters.accepted.load(Relaxed),
                 refused_total: self.counters.refused.load(Relaxed),
                 accept_pauses_total: self.counters.accept_pauses.load(Relaxed),
+                udp_flows: self.datagrams.sessions.load(Relaxed),
+                udp_dropped_total: self.datagrams.dropped.load(Relaxed),
+                udp_unreachable_total: self.datagrams.unreachable.load(Relaxed),
             },
             rules,
             service_cidrs: self.shared.ranges.load().iter().map(ToString::to_string).collect(),

@@ -73,6 +73,15 @@ pub struct ProxyReport {
     /// Times that accepting paused at the descriptor or connection limit.
     #[serde(default)]
     pub accept_pauses_total: u64,
+    /// UDP flows now.
+    #[serde(default)]
+    pub udp_flows: u64,
+    /// Datagrams that could be passed on to nobody.
+    #[serde(default)]
+    pub udp_dropped_total: u64,
+    /// UDP flows that ended because their backend was reported unreachable.
+    #[serde(default)]
+    pub udp_unreachable_total: u64,
 }
 
 /// The rules on this node.
@@ -296,6 +305,9 @@ pub(crate) mod tests {
                 accepted_total: 40,
                 refused_total: 1,
                 accept_pauses_total: 0,
+                udp_flows: 3,
+                udp_dropped_total: 0,
+                udp_unreachable_total: 1,
             },
             rules: RulesReport {
                 backend: "nft".to_owned(),

@@ -88,6 +88,10 @@ fn agent(out: &mut Families<'_>, status: &Status) -> Result<(), Error> {
     out.counter("proxy_connections_accepted", "Connections accepted", &proxy.accepted_total)?;
     out.counter("proxy_connections_refused", "Connections that had nowhere to go", &proxy.refused_total)?;
     out.counter("proxy_accept_pauses", "Times that accepting paused at a limit", &proxy.accept_pauses_total)?;
+    out.gauge("udp_flows", "UDP flows of all service ports now", &proxy.udp_flows)?;
+    out.counter("udp_datagrams_dropped", "Datagrams passed on to nobody", &proxy.udp_dropped_total)?;
+    let unreachable = "UDP flows whose backend was reported unreachable";
+    out.counter("udp_flows_unreachable", unreachable, &proxy.udp_unreachable_total)?;
     out.counter("rules_repairs", "Times that changed rules were repaired", &status.rules.repairs_total)?;
     let good = u64::from(status.rules.last_error.is_empty());
     out.gauge("rules_in_force", "Whether the last pass over the rules was good", &good)?;
@@ -262,6 +266,15 @@ mod tests {
         # HELP edgesplice_proxy_accept_pauses Times that accepting paused at a limit
         # TYPE edgesplice_proxy_accept_pauses counter
         edgesplice_proxy_accept_pauses_total 0
+        # HELP edgesplice_udp_flows UDP flows of all service ports now
+        # TYPE edgesplice_udp_flows gauge
+        edgesplice_udp_flows 3
+        # HELP edgesplice_udp_datagrams_dropped Datagrams passed on to nobody
+        # TYPE edgesplice_udp_datagrams_dropped counter
+        edgesplice_udp_datagrams_dropped_total 0
+        # HELP edgesplice_udp_flows_unreachable UDP flows whose backend was reported unreachable
+        # TYPE edgesplice_udp_flows_unreachable counter
+        edgesplice_udp_flows_unreachable_total 1
         # HELP edgesplice_rules_repairs Times that changed rules were repaired
         # TYPE edgesplice_rules_repairs counter
         edgesplice_rules_repairs_total 1

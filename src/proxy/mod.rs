@@ -2,13 +2,14 @@
 //!
 //! A connection's way: `accept` takes it, `conn` reads where it wanted to go, finds the service port and has [`dial`]
 //! connect a backend before a byte is read from the client, [`relay`] moves the bytes until both sides have
-//! ended. What does not belong here: which backends exist (`model`), which of them is picked (`balance`), and how
+//! ended. Datagrams have a way of their own, [`udp`]. What does not belong here: which backends exist (`model`), which of them is picked (`balance`), and how
 //! packets get here (`rules`).
 
 mod accept;
 mod conn;
 pub mod dial;
 pub mod relay;
+pub mod udp;
 
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -100,7 +101,9 @@ impl Proxy {
         }
         let descriptors = sock::nofile().context("cannot read the limit of open descriptors")?;
         let max_pipes = MAX_PIPES.min(descriptors / 16);
-        let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS + 2 * max_pipes) / 2;
+        let by_descriptors = descriptors
+            .saturating_sub(RESERVED_DESCRIPTORS + 2 * max_pipes + udp::max_sessions(descriptors))
+            / 2;
         let max_connections = match settings.max_connections {
             0 => by_descriptors.max(1),
             n => u64::try_from(n).unwrap_or(u64::MAX),

@@ -63,7 +63,7 @@ impl Set {
         if self.kind == "hash:ip" {
             wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).count()
         } else {
-            let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol == Protocol::Tcp;
+            let ours = |f: &&Frontend| is_of(self.family, f.ip) && protocol(f).is_some();
             wanted.served.iter().filter(ours).count()
         }
     }
@@ -111,10 +111,18 @@ pub fn changes(family: Family, old: &Wanted, new: &Wanted, out: &mut String) {
     }
 }
 
-/// A frontend as a member of a `hash:ip,port` set. Only TCP is served: a UDP frontend in the set would be neither
-/// refused nor answered.
+/// A frontend as a member of a `hash:ip,port` set.
 fn member(frontend: &Frontend) -> Option<String> {
-    (frontend.protocol == Protocol::Tcp).then(|| format!("{},tcp:{}", frontend.ip, frontend.port))
+    protocol(frontend).map(|protocol| format!("{},{protocol}:{}", frontend.ip, frontend.port))
+}
+
+/// The protocol as ipset spells it; none for what is not served.
+fn protocol(frontend: &Frontend) -> Option<&'static str> {
+    match frontend.protocol {
+        Protocol::Tcp => Some("tcp"),
+        Protocol::Udp => Some("udp"),
+        Protocol::Sctp => None,
+    }
 }
 
 /// Reads `ipset list -terse`: own sets by name.

@@ -6,8 +6,10 @@ use std::future::Future;
 use ipnet::IpNet;
 
 use super::apply::{Family, Firewall, HostTools, ToolError, run_tool};
+use super::legacy::conntrack;
 use super::nft;
 use super::routes::{self, Entry, RouteError};
+use crate::model::Frontend;
 
 /// Everything the reconciler needs of one network namespace.
 pub trait Machine: Firewall {
@@ -28,6 +30,9 @@ pub trait Machine: Firewall {
 
     /// Takes away an nft table that is empty. False if something is left in it; then it stays.
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool>;
+
+    /// Deletes the connection-tracking entries of UDP flows to these frontends. Returns how many there were.
+    fn forget_flows(&self, frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64>;
 
     /// A number that is another one after any change to any nft rule. `None` where it cannot be had; then the rules
     /// themselves have to be read.
@@ -69,6 +74,10 @@ impl Machine for HostTools {
 
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
         nft::remove_empty_table(family, table)
+    }
+
+    fn forget_flows(&self, frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64> {
+        conntrack::forget(frontends)
     }
 
     fn nft_generation(&self) -> Option<u32> {
