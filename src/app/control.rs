@@ -2,9 +2,10 @@
 //! rules. The only writer of all three.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
-use std::sync::Arc;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,6 +17,7 @@ use tracing::{debug, info, warn};
 
 use crate::balance::Upstreams;
 use crate::config::Settings;
+use crate::dns::{Dns, Resolver};
 use crate::model::diff::{self, Diff};
 use crate::model::{Frontend, Local, Protocol, Snapshot, Store, ranges};
 use crate::proxy::udp::UdpPlane;
@@ -36,6 +38,14 @@ pub(super) struct Shared {
     pub(super) ranges: ArcSwap<Vec<IpNet>>,
     /// Served UDP frontends whose socket could not be opened, each as a line for people.
     pub(super) unopened: ArcSwap<Vec<String>>,
+    /// Where the cluster's own DNS is answered by this agent.
+    pub(super) dns: ArcSwap<BTreeSet<Frontend>>,
+    /// The own addresses on which DNS is answered.
+    pub(super) dns_listen: ArcSwap<BTreeSet<SocketAddr>>,
+    /// Why DNS is not answered somewhere, each as a line for people.
+    pub(super) dns_faults: ArcSwap<Vec<String>>,
+    /// What answers DNS.
+    pub(super) resolver: OnceLock<Arc<Resolver>>,
     /// Whether a full state has been taken over.
     pub(super) loaded: AtomicBool,
 }
@@ -47,6 +57,10 @@ impl Shared {
             snapshot: ArcSwap::default(),
             ranges: ArcSwap::default(),
             unopened: ArcSwap::default(),
+            dns: ArcSwap::default(),
+            dns_listen: ArcSwap::default(),
+            dns_faults: ArcSwap::default(),
+            resolver: OnceLock::new(),
             loaded: AtomicBool::new(false),
         }
     }
@@ -112,6 +126,20 @@ pub(super) fn skipped(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     skip
 }
 
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
+
+/// Where the cluster's own DNS is to be found.
+pub(super) fn dns_frontends(snapshot: &Snapshot) -> BTreeSet<Frontend> {
+    let ips =
+        snapshot.cluster_dns.iter().filter_map(|id| snapshot.services.get(id)).flat_map(|ips| ips.iter());
+    ips.flat_map(|ip| {
+        [Protocol::Tcp, Protocol::Udp].map(|protocol| Frontend { ip: *ip, port: DNS_PORT, protocol })
+    })
+    .filter(|frontend| snapshot.frontends.contains_key(frontend))
+    .collect()
+}
+
 /// The frontends of `snapshot` that are answered, if their sockets can be opened; all others are refused.
 pub(super) fn served(snapshot: &Snapshot) -> OrdSet<Frontend> {
     let served = snapshot.frontends.iter().filter(|(frontend, port)| port.is_served(frontend.addr()));
@@ -125,6 +153,9 @@ pub(super) struct Control {
     shared: Arc<Shared>,
     upstreams: Arc<Upstreams>,
     udp: UdpPlane,
+    dns: Option<Dns>,
+    /// Whether a full state has been taken over.
+    loaded: bool,
     served: OrdSet<Frontend>,
     /// Served UDP frontends whose socket could not be opened, and why not.
     unopened: BTreeMap<Frontend, String>,
@@ -137,6 +168,7 @@ impl Control {
         shared: Arc<Shared>,
         upstreams: Arc<Upstreams>,
         udp: UdpPlane,
+        dns: Option<Dns>,
         wanted: watch::Sender<Arc<Wanted>>,
     ) -> Self {
         let store = Store::new(local(settings, shared.proxy_port, Vec::new()).await);
@@ -146,6 +178,8 @@ impl Control {
             shared,
             upstreams,
             udp,
+            dns,
+            loaded: false,
             served: OrdSet::new(),
             unopened: BTreeMap::new(),
             wanted,
@@ -189,7 +223,7 @@ impl Control {
         match update {
             Update::Replace(objects) => {
                 self.store.replace(objects);
-                self.shared.loaded.store(true, Ordering::Release);
+                self.loaded = true;
             }
             Update::Upsert(object) => self.store.upsert(*object),
             Update::Delete(key) => self.store.delete(&key),
@@ -198,7 +232,8 @@ impl Control {
 
     /// Brings what is served in step with the snapshot: sockets for datagrams are open before a rule sends any there,
     /// and flows to backends that are gone end.
-    fn follow(&mut self, changed: Diff) {
+    fn follow(&mut self, now: &Snapshot, mut changed: Diff) {
+        self.follow_dns(now, &mut changed);
         for frontend in changed.unserved {
             self.served.remove(&frontend);
             self.unopened.remove(&frontend);
@@ -206,9 +241,7 @@ impl Control {
         }
         let again = std::mem::take(&mut self.unopened).into_keys();
         for frontend in changed.served.into_iter().chain(again) {
-            if frontend.protocol == Protocol::Udp
-                && let Err(error) = self.udp.open(frontend)
-            {
+            if let Err(error) = self.open(frontend) {
                 self.unopened.insert(
                     frontend,
                     format!(
@@ -234,6 +267,39 @@ impl Control {
         }
     }
 
+    /// Gets a frontend answered: by the DNS server if it is the cluster's DNS, else by the data plane.
+    fn open(&mut self, frontend: Frontend) -> io::Result<()> {
+        match &mut self.dns {
+            Some(dns) if self.shared.dns.load().contains(&frontend) => dns.open(frontend),
+            _ if frontend.protocol == Protocol::Udp => self.udp.open(frontend),
+            _ => Ok(()),
+        }
+    }
+
+    /// The cluster's own DNS is answered here, whether or not it has a backend: its frontends leave the list of what
+    /// comes and goes with backends, and come and go with the Service.
+    fn follow_dns(&mut self, now: &Snapshot, changed: &mut Diff) {
+        let Some(dns) = &mut self.dns else { return };
+        let (before, after) = (self.shared.dns.load_full(), dns_frontends(now));
+        changed.served.retain(|frontend| !after.contains(frontend));
+        changed.unserved.retain(|frontend| !after.contains(frontend));
+        if *before == after {
+            return;
+        }
+        for gone in before.difference(&after) {
+            dns.close(gone);
+            changed.unserved.push(*gone);
+            if now.frontends.get(gone).is_some_and(|port| port.is_served(gone.addr())) {
+                changed.served.push(*gone);
+            }
+        }
+        for new in after.difference(&before) {
+            self.udp.close(new);
+            changed.served.push(*new);
+        }
+        self.shared.dns.store(Arc::new(after));
+    }
+
     /// Puts the store's state in force: first where connections are routed, then in the packet filter.
     fn publish(&mut self) {
         let before = self.shared.snapshot.load_full();
@@ -250,15 +316,18 @@ impl Control {
         }
         self.upstreams.apply(Arc::clone(&now));
         self.shared.snapshot.store(Arc::clone(&now));
+        // Only now: whoever sees this may say of a name that it does not exist.
+        self.shared.loaded.store(self.loaded, Ordering::Release);
         for warning in now.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
             warn!("{warning}");
         }
 
-        self.follow(diff::diff(&before, &now));
+        self.follow(&now, diff::diff(&before, &now));
         let wanted = Wanted {
             ranges: found,
             skip: skipped(&now),
             served: self.served.clone(),
+            listeners: self.shared.dns_listen.load().as_ref().clone(),
             proxy_port: self.shared.proxy_port,
             own_mark: self.settings.intercept.own_mark,
             refuse_mark: self.settings.intercept.refuse_mark,

@@ -6,6 +6,7 @@
 mod control;
 mod data;
 mod instance;
+mod names;
 mod offline;
 mod report;
 
@@ -103,7 +104,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let shared = Arc::new(Shared::new(proxy_port));
     let guard = Arc::clone(&shared);
     let guard: Guard = Arc::new(move |addr| guard.is_captured(addr.ip()));
-    let proxy = proxy.with_guard(Arc::clone(&guard));
+    let proxy = proxy.with_guard(Arc::clone(&guard)).with_takeover(names::takeover(&shared));
     let counters = proxy.counters();
 
     let (wanted_tx, wanted_rx) = watch::channel(Arc::new(rules::Wanted::default()));
@@ -118,7 +119,9 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let udp = UdpPlane::new(data.runtime(), Arc::clone(&upstreams), guard, settings.intercept.own_mark)
         .context("cannot read the limit of open descriptors")?;
     let datagrams = udp.counters();
-    let control = Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), udp, wanted_tx).await;
+    let dns = names::start(&settings, &shared, data.runtime()).await?;
+    let control =
+        Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), udp, dns, wanted_tx).await;
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,
@@ -166,6 +169,7 @@ impl Running {
         } else {
             withdraw(reconciler).await?;
         }
+        names::end(&self.settings).await;
         if tokio::time::timeout(CONTROL_STOP, self.tasks.wait()).await.is_err() {
             warn!("some tasks did not end in time");
         }

@@ -10,7 +10,8 @@ use anyhow::Context as _;
 use ipnet::IpNet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Settings, SourceKind, UsageError};
+use crate::config::{DnsMode, Settings, SourceKind, UsageError};
+use crate::dns;
 use crate::model::{Snapshot, Store, explain};
 use crate::net::sock;
 use crate::obs::api::{Finding, Resolution, Severity};
@@ -122,10 +123,16 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
             }
             port => port,
         };
+        let dns = settings.dns.mode == DnsMode::Auto;
+        let mut served = control::served(&snapshot);
+        if dns {
+            served.extend(control::dns_frontends(&snapshot));
+        }
         let wanted = Wanted {
             ranges,
             skip: control::skipped(&snapshot),
-            served: control::served(&snapshot),
+            served,
+            listeners: settings.dns.listen.iter().copied().filter(|_| dns).collect(),
             proxy_port,
             own_mark: settings.intercept.own_mark,
             refuse_mark: settings.intercept.refuse_mark,
@@ -173,6 +180,7 @@ pub fn check(settings: &Settings) -> Vec<Finding> {
     let Ok(runtime) = runtime() else { return Vec::new() };
     let mut findings: Vec<Finding> =
         runtime.block_on(rules::findings(&settings.intercept)).into_iter().map(from_rules).collect();
+    findings.extend(runtime.block_on(dns::probe::findings(&settings.dns)));
     if settings.source.manifests.is_some()
         && let Err(error) = load(settings)
     {

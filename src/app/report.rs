@@ -53,6 +53,7 @@ impl Reporter {
         let rules = self.rules.borrow().clone();
         let mut warnings = snapshot.warnings.clone();
         warnings.extend(self.shared.unopened.load().iter().cloned());
+        warnings.extend(self.shared.dns_faults.load().iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
         Status {
             version: crate::obs::VERSION.to_owned(),

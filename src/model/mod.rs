@@ -14,6 +14,7 @@ pub mod explain;
 mod gather;
 mod index;
 mod local;
+mod names;
 pub mod ranges;
 mod reach;
 mod store;

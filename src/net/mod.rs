@@ -2,4 +2,5 @@
 //!
 //! Plain std and tokio types go in and out. Nothing here knows services, snapshots or settings.
 
+pub mod link;
 pub mod sock;

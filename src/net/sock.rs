@@ -110,6 +110,30 @@ pub fn udp_transparent(addr: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
+/// Opens a UDP socket bound to an address of this machine.
+pub fn udp_listen(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    udp_buffers(&socket, FRONTEND_BUFFER);
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// Listens on one address of this machine.
+pub fn tcp_listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
 fn transparent(addr: SocketAddr, kind: Type, protocol: Protocol, mark: u32) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(addr), kind.nonblocking(), Some(protocol))?;
     if addr.is_ipv6() {

@@ -16,9 +16,9 @@ use crate::balance::{PortCounters, Upstream, Upstreams};
 use crate::model::{Frontend, Protocol};
 use crate::net::sock;
 
-use super::Shared;
 use super::dial::{self, DialError, Request};
 use super::relay::Relay;
+use super::{Handler, Shared};
 
 /// Counts a connection as open for as long as it lives.
 pub(super) struct Ticket(Arc<Shared>);
@@ -79,7 +79,14 @@ impl fmt::Display for Refusal {
 pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, upstreams: Arc<Upstreams>) {
     let shared = &*ticket.0;
     let (dst, upstream) = match route(&client, peer, shared, &upstreams) {
-        Ok(found) => found,
+        Ok(Way::Upstream(dst, upstream)) => (dst, upstream),
+        Ok(Way::Here(handler)) => {
+            tokio::select! {
+                () = handler(client, peer) => {}
+                () = shared.until_killed() => {}
+            }
+            return;
+        }
         Err(why) => return refuse(&client, peer, shared, &why),
     };
     let _visit = Visit::new(&upstream.counters);
@@ -113,21 +120,32 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
     debug!(%peer, service = %upstream.port.id, ?end, "connection ended");
 }
 
-/// The service port that the client wanted, and the address it used for it.
+/// Where a connection goes.
+enum Way {
+    /// To a backend of the service port that the client asked for at this address.
+    Upstream(SocketAddr, Arc<Upstream>),
+    /// Nowhere: it is served in this process.
+    Here(Handler),
+}
+
+/// Where the client wanted to go.
 fn route(
     client: &TcpStream,
     peer: SocketAddr,
     shared: &Shared,
     upstreams: &Upstreams,
-) -> Result<(SocketAddr, Arc<Upstream>), Refusal> {
+) -> Result<Way, Refusal> {
     let dst = (shared.destination)(client, peer).map_err(|_| Refusal::Direct)?;
     // Not redirected, the original destination is our own address. A service may use our port number, though.
     if dst.port() == shared.port && sock::local_addr(client).map_or(true, |own| own == dst) {
         return Err(Refusal::Direct);
     }
+    if let Some(handler) = (shared.takeover)(dst) {
+        return Ok(Way::Here(handler));
+    }
     let frontend = Frontend { ip: dst.ip(), port: dst.port(), protocol: Protocol::Tcp };
     let upstream = upstreams.lookup(&frontend).ok_or(Refusal::Unknown(dst))?;
-    Ok((dst, upstream))
+    Ok(Way::Upstream(dst, upstream))
 }
 
 async fn connect(

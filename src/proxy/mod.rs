@@ -11,7 +11,9 @@ pub mod dial;
 pub mod relay;
 pub mod udp;
 
+use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -42,6 +44,12 @@ pub type Guard = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
 /// Reads where a client wanted to go; the second argument is the client's address.
 pub type Destination = Arc<dyn Fn(&TcpStream, SocketAddr) -> std::io::Result<SocketAddr> + Send + Sync>;
 
+/// Serves a connection in this process instead of passing it on.
+pub type Handler = Box<dyn FnOnce(TcpStream, SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// Says whether connections to an address are served in this process, and by whom.
+pub type Takeover = Arc<dyn Fn(SocketAddr) -> Option<Handler> + Send + Sync>;
+
 /// What the data plane has seen.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -69,6 +77,7 @@ struct Shared {
     max_connections: u64,
     destination: Destination,
     guard: Guard,
+    takeover: Takeover,
     dialer: TcpDialer,
     pipes: PipePool,
     killed: AtomicBool,
@@ -121,6 +130,7 @@ impl Proxy {
                 max_connections,
                 destination: Arc::new(sock::original_dst),
                 guard: Arc::new(|_| false),
+                takeover: Arc::new(|_| None),
                 dialer: TcpDialer { mark: own_mark },
                 pipes: PipePool::new(usize::try_from(max_pipes).unwrap_or(usize::MAX)),
                 killed: AtomicBool::new(false),
@@ -146,6 +156,13 @@ impl Proxy {
     #[must_use]
     pub fn with_guard(mut self, guard: Guard) -> Self {
         self.shared.guard = guard;
+        self
+    }
+
+    /// Hands connections to addresses for which `takeover` has someone to that one.
+    #[must_use]
+    pub fn with_takeover(mut self, takeover: Takeover) -> Self {
+        self.shared.takeover = takeover;
         self
     }
 

@@ -1,7 +1,7 @@
 //! What should stand in the packet filter, as data. Pure: the same input gives the same plan.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use imbl::OrdSet;
 use ipnet::IpNet;
@@ -20,6 +20,8 @@ pub struct Wanted {
     pub skip: BTreeSet<IpAddr>,
     /// The TCP and UDP frontends that are answered. Everything else inside the ranges is refused.
     pub served: OrdSet<Frontend>,
+    /// Own addresses on which the agent answers over UDP and TCP, let in whatever rules stand below.
+    pub listeners: BTreeSet<SocketAddr>,
     /// The acceptor's port.
     pub proxy_port: u16,
     /// The mark on the agent's own packets, one bit.
@@ -207,6 +209,14 @@ impl Input<'_> {
         input.push(format!(
             "-p udp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with {unreachable}"
         ));
+        for listener in self.wanted.listeners.iter().filter(|addr| is_of(self.family, addr.ip())) {
+            let (to, port) = (IpNet::from(listener.ip()), listener.port());
+            for protocol in ["udp", "tcp"] {
+                input.push(format!(
+                    "-d {to} -p {protocol} -m {protocol} --dport {port} -m comment --comment {COMMENT} -j ACCEPT"
+                ));
+            }
+        }
         let to_us = format!("-p tcp -m tcp --dport {port}");
         input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
         input.push(format!("{to_us} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"));
