@@ -137,7 +137,8 @@ RESOLV
 # The upstream server: it knows one name, www.example.test, and says so for five seconds.
 cat >"$home/upstream.pl" <<'PERL'
 use Socket;
-socket(my $s, PF_INET, SOCK_DGRAM, 0) && bind($s, sockaddr_in(53, INADDR_ANY)) or die "$!";
+socket(my $s, PF_INET, SOCK_DGRAM, 0) or die "$!";
+bind($s, sockaddr_in(53, INADDR_ANY)) or die "$!";
 while (my $from = recv($s, my $q, 512, 0)) {
     my $end = index($q, "\0", 12) + 5;
     my $known = substr($q, 12, $end - 12) =~ /^\x03www\x07example\x04test\0\0\x01\0\x01$/i;
@@ -255,12 +256,12 @@ by_name() {
 }
 by_name
 heading "A foreign name, asked of the host's own DNS server"
-ask client "pod on a" http://www.example.test:8080/
+ask a "host of a " http://www.example.test:8080/
 heading "The same with that DNS server dead, and after the answer's time: the cluster is gone, the node goes on"
-kill -KILL -- "-$upstream"
+{ kill -KILL -- "-$upstream" && wait "$upstream"; } 2>/dev/null || true
 sleep 5.5
 by_name
-ask client "pod on a" http://www.example.test:8080/
+ask a "host of a " http://www.example.test:8080/
 
 heading "What is not served is refused at once"
 # refuse PROTOCOL ADDRESS PORT WHAT

@@ -1,17 +1,21 @@
 //! The DNS server's pure parts against whatever may come: packets, names, and Services that come and go.
 
 use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
+use edgesplice::config::{DnsMode, DnsSettings};
 use edgesplice::dns::message::{self, Packet};
 use edgesplice::dns::zone::{Outcome, Zone};
-use edgesplice::dns::{cache::Kept, wire};
+use edgesplice::dns::{Dns, cache::Kept, wire};
 use edgesplice::model::{Local, Snapshot, Store};
 use edgesplice::source::slim::{Kind, Object, decode};
 use hickory_proto::op::{Message, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 use proptest::prelude::*;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 
 fn object(kind: Kind, value: Value) -> Object {
     decode(kind, value).expect("a good object")
@@ -110,6 +114,41 @@ fn aliases_that_lead_in_circles_end() {
     assert_eq!(target.to_string(), "192.0.2.7.");
 }
 
+/// Before the Services are known, nothing is said not to exist: it would be remembered.
+#[tokio::test]
+async fn nothing_is_denied_before_the_first_snapshot() {
+    let settings = DnsSettings {
+        mode: DnsMode::Auto,
+        listen: Vec::new(),
+        domain: "cluster.local".to_owned(),
+        // Nobody is there: a closed port of this machine.
+        upstreams: vec![([127, 0, 0, 1], 1).into()],
+    };
+    let known: Arc<OnceLock<Arc<Snapshot>>> = Arc::default();
+    let current = Arc::clone(&known);
+    let runtime = tokio::runtime::Handle::current();
+    let dns = Dns::new(&settings, runtime, Arc::new(move || current.get().cloned()), Arc::new(|_| false), 0)
+        .expect("a DNS server");
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+    let mut client = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a stream");
+    let (stream, peer) = listener.accept().await.expect("a stream");
+    let serving = tokio::spawn(dns.resolver().serve_stream(stream, peer));
+    let mut ask = async |name: &[u8]| {
+        let query = wire::with_question(7, 0x0100, &[name, b"\0\0\x01\0\x01"].concat());
+        let length = u16::try_from(query.len()).expect("short");
+        client.write_all(&[&length.to_be_bytes(), &query[..]].concat()).await.expect("a question");
+        let mut answer = vec![0; usize::from(client.read_u16().await.expect("a length"))];
+        client.read_exact(&mut answer).await.expect("an answer");
+        answer[3] & 15
+    };
+    let (own, foreign) = (&b"\x04none\x07default\x03svc\x07cluster\x05local"[..], &b"\x03www\x07example"[..]);
+    assert_eq!((ask(own).await, ask(foreign).await), (2, 2), "SERVFAIL");
+    assert!(known.set(Arc::default()).is_ok());
+    assert_eq!((ask(own).await, ask(foreign).await), (3, 2), "NXDOMAIN once that is known");
+    drop(client);
+    serving.await.expect("no panic");
+}
+
 /// Bytes that are nearly a query.
 fn packet() -> impl Strategy<Value = Vec<u8>> {
     let label = prop_oneof![
@@ -171,9 +210,9 @@ proptest! {
                 let limit = query.limit(false);
                 let answer = match zone.answer(&snapshot, &query.name, query.kind) {
                     Outcome::Found { records, additional } => {
-                        query.answer(ResponseCode::NoError, records, Some(zone.soa()), additional, limit)
+                        query.answer(ResponseCode::NoError, records, Some(&zone.soa()), additional, limit)
                     }
-                    Outcome::Unknown => query.answer(ResponseCode::NXDomain, vec![], Some(zone.soa()), vec![], limit),
+                    Outcome::Unknown => query.answer(ResponseCode::NXDomain, vec![], Some(&zone.soa()), vec![], limit),
                     _ => query.fail(ResponseCode::ServFail),
                 };
                 prop_assert!(answer.len() <= limit, "{} bytes, {limit} allowed", answer.len());

@@ -135,7 +135,7 @@ impl Query {
         &self,
         code: ResponseCode,
         mut answers: Vec<Record>,
-        authority: Option<Record>,
+        authority: Option<&Record>,
         mut additional: Vec<Record>,
         limit: usize,
     ) -> Vec<u8> {
@@ -152,7 +152,7 @@ impl Query {
             query.set_query_class(DNSClass::IN);
             message.add_query(query);
             message.answers.clone_from(&answers);
-            message.authorities.extend(authority.clone());
+            message.authorities.extend(authority.cloned());
             message.additionals.clone_from(&additional);
             if let Some(asked) = self.edns {
                 let mut edns = Edns::new();

@@ -203,10 +203,10 @@ impl Resolver {
             Outcome::Foreign | Outcome::Alias { .. } => return Step::Ask(query),
             Outcome::Found { records, additional } => {
                 let soa = records.is_empty().then(|| self.zone.soa());
-                query.answer(ResponseCode::NoError, records, soa, additional, limit)
+                query.answer(ResponseCode::NoError, records, soa.as_ref(), additional, limit)
             }
             Outcome::Unknown => {
-                query.answer(ResponseCode::NXDomain, Vec::new(), Some(self.zone.soa()), Vec::new(), limit)
+                query.answer(ResponseCode::NXDomain, Vec::new(), Some(&self.zone.soa()), Vec::new(), limit)
             }
         };
         self.counters.cluster.fetch_add(1, Relaxed);
@@ -216,16 +216,12 @@ impl Resolver {
     /// Answers with the help of others.
     async fn finish(&self, query: &Query, tcp: bool) -> Vec<u8> {
         let outcome = (self.current)().map(|snapshot| self.zone.answer(&snapshot, &query.name, query.kind));
-        match outcome {
-            Some(Outcome::Alias { records, target }) => {
-                self.counters.cluster.fetch_add(1, Relaxed);
-                self.follow(query, records, target, tcp).await
-            }
-            _ => {
-                self.counters.foreign.fetch_add(1, Relaxed);
-                self.relay(query, tcp).await
-            }
+        if let Some(Outcome::Alias { records, target }) = outcome {
+            self.counters.cluster.fetch_add(1, Relaxed);
+            return self.follow(query, records, target, tcp).await;
         }
+        self.counters.foreign.fetch_add(1, Relaxed);
+        self.relay(query, tcp).await
     }
 
     /// Relays what a foreign server says.
@@ -267,7 +263,7 @@ impl Resolver {
 /// The question for `name` with the type and class of `query`.
 fn question(name: &Name, query: &Query) -> Option<Vec<u8>> {
     let mut bytes = Vec::new();
-    for label in name.iter() {
+    for label in name {
         bytes.push(u8::try_from(label.len()).ok()?);
         bytes.extend(label);
     }

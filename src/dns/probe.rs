@@ -10,7 +10,7 @@ use crate::obs::api::{Finding, Severity};
 
 /// The node's resolver configuration.
 pub const RESOLV_CONF: &str = "/etc/resolv.conf";
-/// Where NodeLocal DNSCache listens unless told otherwise (KEP-1024).
+/// Where `NodeLocal DNSCache` listens unless told otherwise (KEP-1024).
 const NODE_LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 20, 10));
 /// The stub of systemd-resolved.
 const RESOLVED: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(127, 0, 0, 53));

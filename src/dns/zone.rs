@@ -8,9 +8,9 @@ use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use crate::model::{NamedEndpoint, NamedPort, Names, PortId, Protocol, ServiceId, Snapshot};
 
-/// How long an answer may be kept: CoreDNS's default for cluster names.
+/// How long an answer may be kept: `CoreDNS`'s default for cluster names.
 pub const TTL: u32 = 5;
-/// The same for the version of the schema, which never changes (CoreDNS).
+/// The same for the version of the schema, which never changes (`CoreDNS`).
 const VERSION_TTL: u32 = 28_800;
 /// The version of the specification, as its record tells it.
 const SCHEMA: &str = "1.1.0";
@@ -157,7 +157,7 @@ impl Zone {
                 let ip = dashed(ip)?;
                 namespace(ns).map(|_| Node::Addresses(vec![ip]))
             }
-            [service, ns, "svc"] => self.service(snapshot, service, ns),
+            [service, ns, "svc"] => service_node(snapshot, service, ns),
             [host, service, ns, "svc"] => {
                 let id = id(service, ns);
                 if let Some(protocol) = host.strip_prefix('_') {
@@ -176,22 +176,6 @@ impl Zone {
                 (!port.is_empty() && !targets.is_empty()).then_some(Node::Targets(targets))
             }
             _ => None,
-        }
-    }
-
-    fn service(&self, snapshot: &Snapshot, service: &str, namespace: &str) -> Option<Node> {
-        let id = id(service, namespace);
-        let ips = snapshot.services.get(&id)?;
-        match snapshot.names.get(&id) {
-            Some(names) => match &**names {
-                // CoreDNS: without a ready endpoint there is no such name.
-                Names::Headless(endpoints) if endpoints.is_empty() => None,
-                Names::Headless(_) => Some(Node::Headless(Arc::clone(names), id)),
-                Names::External(target) => Some(Node::External(Arc::clone(target))),
-                Names::LeftAlone(_) => Some(Node::Service(ips.to_vec(), id)),
-            },
-            None if ips.is_empty() => Some(Node::Empty),
-            None => Some(Node::Service(ips.to_vec(), id)),
         }
     }
 
@@ -230,7 +214,6 @@ impl Zone {
         let addresses = |ips: &[IpAddr]| address_records(name, ips, kind);
         let plain = |records| (records, Vec::new());
         match node {
-            Node::Empty | Node::External(_) => plain(Vec::new()),
             Node::Apex => plain(match kind {
                 RecordType::SOA => vec![self.soa()],
                 RecordType::NS => {
@@ -245,11 +228,10 @@ impl Zone {
                 }
                 _ => Vec::new(),
             }),
-            Node::Addresses(ips) => plain(addresses(&ips)),
             Node::Service(_, id) | Node::Headless(_, id) if kind == RecordType::SRV => {
                 srv_records(name, self.targets(snapshot, &id, |_| true).unwrap_or_default())
             }
-            Node::Service(ips, _) => plain(addresses(&ips)),
+            Node::Addresses(ips) | Node::Service(ips, _) => plain(addresses(&ips)),
             Node::Headless(names, _) => match &*names {
                 Names::Headless(endpoints) => {
                     plain(addresses(&endpoints.iter().map(|e| e.ip).collect::<Vec<_>>()))
@@ -259,7 +241,7 @@ impl Zone {
             Node::Targets(targets) if matches!(kind, RecordType::SRV | RecordType::ANY) => {
                 srv_records(name, targets)
             }
-            Node::Targets(_) => plain(Vec::new()),
+            Node::Targets(_) | Node::Empty | Node::External(_) => plain(Vec::new()),
         }
     }
 
@@ -282,6 +264,23 @@ impl Zone {
         }
         let record = |target| Record::from_rdata(name.clone(), TTL, RData::PTR(PTR(target)));
         Some(found(names.into_iter().map(record).collect()))
+    }
+}
+
+/// What the name of a Service leads to.
+fn service_node(snapshot: &Snapshot, service: &str, namespace: &str) -> Option<Node> {
+    let id = id(service, namespace);
+    let ips = snapshot.services.get(&id)?;
+    match snapshot.names.get(&id) {
+        Some(names) => match &**names {
+            // CoreDNS: without a ready endpoint there is no such name.
+            Names::Headless(endpoints) if endpoints.is_empty() => None,
+            Names::Headless(_) => Some(Node::Headless(Arc::clone(names), id)),
+            Names::External(target) => Some(Node::External(Arc::clone(target))),
+            Names::LeftAlone(_) => Some(Node::Service(ips.to_vec(), id)),
+        },
+        None if ips.is_empty() => Some(Node::Empty),
+        None => Some(Node::Service(ips.to_vec(), id)),
     }
 }
 
@@ -327,7 +326,7 @@ fn is_protocol(port: &NamedPort, word: &str) -> bool {
     port.protocol.to_string().eq_ignore_ascii_case(word)
 }
 
-/// An endpoint's name below its Service's: its own, else its address with dashes, as CoreDNS has it.
+/// An endpoint's name below its Service's: its own, else its address with dashes, as `CoreDNS` has it.
 fn host_label(endpoint: &NamedEndpoint) -> String {
     endpoint
         .hostname
