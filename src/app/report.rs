@@ -8,11 +8,11 @@ use tokio::sync::watch;
 use crate::balance::{BackendState, BackendView, PortView, Upstreams};
 use crate::config::Settings;
 use crate::model::explain::{self, Live};
-use crate::model::{Backend, PortId};
+use crate::model::{Backend, Frontend, PortId};
 use crate::obs::admin::AdminHandlers;
 use crate::obs::api::{
-    BackendReport, Condition, PortReport, ProxyReport, Resolution, RulesReport, ServiceReport, SourceReport,
-    Status,
+    BackendReport, Condition, DnsReport, PortReport, ProxyReport, Resolution, RulesReport, ServiceReport,
+    SourceReport, Status,
 };
 use crate::proxy::Counters;
 use crate::proxy::udp::UdpCounters;
@@ -76,11 +76,33 @@ impl Reporter {
                 udp_dropped_total: self.datagrams.dropped.load(Relaxed),
                 udp_unreachable_total: self.datagrams.unreachable.load(Relaxed),
             },
+            dns: self.dns(),
             rules,
             service_cidrs: self.shared.ranges.load().iter().map(ToString::to_string).collect(),
             warnings,
             services: self.upstreams.views().iter().map(service).collect(),
         }
+    }
+
+    fn dns(&self) -> Option<DnsReport> {
+        let resolver = self.shared.resolver.get()?;
+        let (seen, foreign) = (resolver.counters(), &resolver.forwarder().counters);
+        let own = self.shared.dns_listen.load();
+        let cluster = self.shared.dns.load();
+        let mut addresses: Vec<String> = own.iter().map(ToString::to_string).collect();
+        // Each stands there for UDP and for TCP.
+        let cluster: std::collections::BTreeSet<_> = cluster.iter().map(Frontend::addr).collect();
+        addresses.extend(cluster.iter().map(ToString::to_string));
+        Some(DnsReport {
+            addresses,
+            cluster_queries_total: seen.cluster.load(Relaxed),
+            foreign_queries_total: seen.foreign.load(Relaxed),
+            refused_total: seen.refused.load(Relaxed),
+            upstream_questions_total: foreign.asked.load(Relaxed),
+            upstream_failures_total: foreign.failed.load(Relaxed),
+            cached_answers_total: foreign.cached.load(Relaxed),
+            stale_answers_total: foreign.stale.load(Relaxed),
+        })
     }
 
     fn resolve(&self, target: &str) -> Result<Resolution, String> {
