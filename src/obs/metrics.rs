@@ -239,6 +239,7 @@ mod tests {
     use crate::obs::api::tests::sample;
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "most of it is the expected text")]
     fn a_scrape_is_open_metrics() {
         let text = Metrics::new(Arc::new(sample)).render().unwrap();
         // What stands for this build and this process differs from run to run.
