@@ -3,6 +3,7 @@
 
 mod lab;
 
+use std::fmt::Write as _;
 use std::io::{Read, Write};
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ const OWN: &str = "169.254.96.16";
 const CLUSTER: &str = "10.96.0.10";
 const CLUSTER_V6: &str = "fd00:10:96::a";
 
-fn headless(name: &str, ports: Value) -> Value {
+fn headless(name: &str, ports: &Value) -> Value {
     json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": name, "namespace": "default"},
         "spec": {"clusterIP": "None", "clusterIPs": ["None"], "ports": ports}})
 }
@@ -44,10 +45,10 @@ fn manifest() -> String {
             &[("http", 80, 8080, "TCP"), ("sync", 90, 9090, "UDP")],
         ),
         objects::service("solo", &["10.96.0.61"], &[("http", 80, 8080, "TCP")]),
-        headless("db", json!([{"name": "sql", "port": 5432, "protocol": "TCP"}])),
+        headless("db", &json!([{"name": "sql", "port": 5432, "protocol": "TCP"}])),
         database,
-        headless("asleep", json!([])),
-        headless("crowd", json!([{"name": "x", "port": 1}])),
+        headless("asleep", &json!([])),
+        headless("crowd", &json!([{"name": "x", "port": 1}])),
         objects::slice("crowd", &[("x", 1, "TCP")], &many),
         external("alias", "web.default.svc.cluster.local"),
         external("outside", "www.example.test"),
@@ -141,6 +142,7 @@ fn cluster_names_are_answered_everywhere() {
 
 /// Rows D1 to D18 of the specification: question, type, status, answer.
 #[test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 fn every_kind_of_record() {
     let scene = Scene::new("dns-records", &[]);
     let all: Vec<String> =
@@ -259,7 +261,7 @@ fn every_kind_of_record() {
         let negative = answer.is_empty();
         let soa = dug.section("AUTHORITY").iter().any(|line| line.contains(" IN SOA ns.dns.cluster.local. "));
         if dug.status != *status || dug.section("ANSWER") != *answer || soa != negative || !dug.flag("aa") {
-            wrong += &format!("{name} {kind}: wanted {status} {answer:?}\n{}\n", dug.text);
+            let _ = writeln!(wrong, "{name} {kind}: wanted {status} {answer:?}\n{}", dug.text);
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
@@ -285,7 +287,7 @@ fn example(ns: &Netns) -> Datagrams {
     Datagrams::start(ns, 53, |query| {
         let end = query.get(12..)?.iter().position(|byte| *byte == 0)? + 17;
         let good =
-            query.get(12..end)?.to_ascii_lowercase() == b"\x03www\x07example\x04test\x00\x00\x01\x00\x01";
+            query.get(12..end)?.eq_ignore_ascii_case(b"\x03www\x07example\x04test\x00\x00\x01\x00\x01");
         let mut answer = query.get(..end)?.to_vec();
         answer[2..4].copy_from_slice(if good { b"\x81\x80" } else { b"\x81\x83" });
         answer[6..12].copy_from_slice(if good { b"\0\x01\0\0\0\0" } else { b"\0\0\0\0\0\0" });

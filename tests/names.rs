@@ -64,14 +64,18 @@ fn answers_follow_the_objects() {
     assert_eq!(pointer(&first, "7.0.96.10.in-addr.arpa."), ["web.default.svc.cluster.local."]);
 
     // Another host name, another address, and then not ready.
-    headless("db-9", true).into_iter().for_each(|object| store.upsert(object));
+    for object in headless("db-9", true) {
+        store.upsert(object);
+    }
     store.upsert(service("web", "10.96.0.8"));
     let second = store.snapshot();
     assert_eq!(ask(&second, "db-0.db.default.svc.cluster.local.", RecordType::A), Outcome::Unknown);
     assert_eq!(pointer(&second, "7.0.1.10.in-addr.arpa."), ["db-9.db.default.svc.cluster.local."]);
     assert_eq!(pointer(&second, "7.0.96.10.in-addr.arpa."), ["Foreign"]);
     assert_eq!(pointer(&second, "8.0.96.10.in-addr.arpa."), ["web.default.svc.cluster.local."]);
-    headless("db-9", false).into_iter().for_each(|object| store.upsert(object));
+    for object in headless("db-9", false) {
+        store.upsert(object);
+    }
     let third = store.snapshot();
     assert_eq!(ask(&third, "db.default.svc.cluster.local.", RecordType::A), Outcome::Unknown);
     assert_eq!(pointer(&third, "7.0.1.10.in-addr.arpa."), ["Foreign"]);
@@ -189,7 +193,7 @@ fn packet() -> impl Strategy<Value = Vec<u8>> {
                 let at = at.index(packet.len());
                 packet[at] = value;
             }
-            packet.truncate(packet.len().saturating_sub(if cut < 20 { 0 } else { cut - 20 }));
+            packet.truncate(packet.len().saturating_sub(cut.saturating_sub(20)));
             packet
         })
 }

@@ -52,7 +52,7 @@ fn main() {
     });
     let wanted: Vec<&str> = wanted.split(',').collect();
     let measures = std::env::var("MEASURES").unwrap_or_default();
-    let measured = |key: &str| measures.is_empty() || measures.split(',').any(|wanted| wanted == key);
+    let is_wanted = |key: &str| measures.is_empty() || measures.split(',').any(|wanted| wanted == key);
     if let Some(unknown) = wanted.iter().find(|row| !KINDS.contains(row)) {
         eprintln!("ROWS: there is no `{unknown}`; there are {}", KINDS.join(", "));
         std::process::exit(64);
@@ -68,7 +68,7 @@ fn main() {
         .collect();
     let mut report = Report::new(&facts, &contenders, &plan);
     for round in 0..plan.rounds {
-        for measure in MEASURES.iter().filter(|measure| measured(measure.key)) {
+        for measure in MEASURES.iter().filter(|measure| is_wanted(measure.key)) {
             for place in 0..contenders.len() {
                 // Another one goes first in each round.
                 let contender = &contenders[(place + round) % contenders.len()];
@@ -84,7 +84,7 @@ fn main() {
     eprintln!();
     drop(contenders);
     for kind in KINDS.iter().filter(|kind| wanted.contains(kind)) {
-        if let Some(size) = measured("size").then(|| scale::measure(kind, &lab)).flatten() {
+        if let Some(size) = is_wanted("size").then(|| scale::measure(kind, &lab)).flatten() {
             report.add_scale(kind, &size);
         }
     }
