@@ -58,7 +58,11 @@ take_down() {
     trap - EXIT INT TERM HUP
     for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
     wait 2>/dev/null || true
-    for place in client a b web lan; do ip netns delete "$stage-$place" 2>/dev/null || true; done
+    for place in client a b web lan; do
+        ip netns delete "$stage-$place" 2>/dev/null || true
+        rm -rf "/etc/netns/$stage-$place"
+    done
+    rmdir --ignore-fail-on-non-empty /etc/netns 2>/dev/null || true
     rm -rf "$home"
 }
 trap take_down EXIT
@@ -107,6 +111,44 @@ publish ip6tables '[fd44:2::2]:80'
 
 mkdir -p "$home/manifests" "$home/nginx"
 cp "$cluster" "$home/manifests/"
+# Names as the kubelet of any cluster sets them up in pods: the cluster's DNS address, which nobody runs here. The
+# host's own resolver is told of the agent, and has an upstream server on node b.
+cat >"$home/manifests/kube-dns.yaml" <<'YAML'
+apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+spec:
+  clusterIP: 10.96.0.10
+  clusterIPs: [10.96.0.10]
+  ports:
+  - {name: dns, port: 53, protocol: UDP, targetPort: 53}
+  - {name: dns-tcp, port: 53, protocol: TCP, targetPort: 53}
+YAML
+mkdir -p "/etc/netns/$stage-client" "/etc/netns/$stage-a"
+cat >"/etc/netns/$stage-client/resolv.conf" <<'RESOLV'
+search default.svc.cluster.local svc.cluster.local cluster.local lan
+nameserver 10.96.0.10
+options ndots:5
+RESOLV
+cat >"/etc/netns/$stage-a/resolv.conf" <<'RESOLV'
+nameserver 169.254.96.16
+nameserver 192.168.77.2
+RESOLV
+# The upstream server: it knows one name, www.example.test, and says so for five seconds.
+cat >"$home/upstream.pl" <<'PERL'
+use Socket;
+socket(my $s, PF_INET, SOCK_DGRAM, 0) or die "$!";
+bind($s, sockaddr_in(53, INADDR_ANY)) or die "$!";
+while (my $from = recv($s, my $q, 512, 0)) {
+    my $end = index($q, "\0", 12) + 5;
+    my $known = substr($q, 12, $end - 12) =~ /^\x03www\x07example\x04test\0\0\x01\0\x01$/i;
+    my $a = substr($q, 0, 2) . ($known ? "\x81\x80\0\1\0\1\0\0\0\0" : "\x81\x83\0\1\0\0\0\0\0\0") . substr($q, 12, $end - 12);
+    $a .= "\xc0\x0c\0\1\0\1\0\0\0\5\0\4" . inet_aton("192.168.77.2") if $known;
+    send($s, $a, 0, $from);
+}
+PERL
+start "$home/upstream.log" b perl "$home/upstream.pl"
+upstream=${pids[-1]}
 cat >"$home/nginx.conf" <<CONF
 daemon off;
 user root;
@@ -144,6 +186,7 @@ cat <<STAGE
   node a  192.168.77.1 fd77::1     pod client  10.244.1.2 fd44:1::2
   node b  192.168.77.2 fd77::2     pod web     10.244.2.2 fd44:2::2   nginx, published as hostPort 8080
   Service nginx-svc  10.96.191.183 and fd00:10:96::b7, port 12345
+  Service kube-dns   10.96.0.10, which pods have as their name server, and nobody runs
   Node a has no default route, and no way to the pods of node b:
 STAGE
 on a ip route | indent
@@ -156,11 +199,11 @@ done
 heading "Node a before: rules ($backend), and a request"
 rules | grep -c '^-A' | sed 's/^/  rules: /' || true
 state >"$home/before"
-# ask PLACE WHERE URL: prints the request and judges nginx's page.
+# ask PLACE WHERE URL [FLAG…]: prints the request and judges nginx's page.
 ask() {
     local place=$1 where=$2 url=$3 answer
-    printf '\n  %s $ curl %s\n' "$where" "$url"
-    if answer=$(on "$place" curl -gsS --noproxy '*' --max-time 5 "$url" 2>&1); then
+    printf '\n  %s $ curl %s\n' "$where" "${*:4}${4:+ }$url"
+    if answer=$(on "$place" curl -gsS --noproxy '*' --max-time 5 "${@:4}" "$url" 2>&1); then
         grep -E '<title>|<h1>' <<<"$answer" | indent
     else
         indent <<<"$answer"
@@ -201,6 +244,24 @@ for where in "client:pod on a" "a:host of a "; do
     ask "${where%%:*}" "${where#*:}" "http://10.96.191.183:12345/"
     ask "${where%%:*}" "${where#*:}" "http://[fd00:10:96::b7]:12345/"
 done
+
+heading "The service by its name: a pod with the kubelet's own resolv.conf (ndots:5), and the host"
+indent <"/etc/netns/$stage-client/resolv.conf"
+by_name() {
+    for url in http://nginx-svc:12345/ http://nginx-svc.default.svc.cluster.local:12345/; do
+        ask client "pod on a" "$url"
+    done
+    ask client "pod on a" http://nginx-svc.default.svc.cluster.local:12345/ -6
+    ask a "host of a " http://nginx-svc.default.svc.cluster.local:12345/
+}
+by_name
+heading "A foreign name, asked of the host's own DNS server"
+ask a "host of a " http://www.example.test:8080/
+heading "The same with that DNS server dead, and after the answer's time: the cluster is gone, the node goes on"
+{ kill -KILL -- "-$upstream" && wait "$upstream"; } 2>/dev/null || true
+sleep 5.5
+by_name
+ask a "host of a " http://www.example.test:8080/
 
 heading "What is not served is refused at once"
 # refuse PROTOCOL ADDRESS PORT WHAT

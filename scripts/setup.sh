@@ -37,6 +37,9 @@ demo | test | bench)
     need ipset ipset
     need curl curl
     need nginx nginx
+    need perl perl-base
+    need dig bind9-dnsutils
+    need conntrack conntrack
     need setpriv util-linux
     need timeout coreutils
     need sysctl procps

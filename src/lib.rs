@@ -13,6 +13,8 @@ pub mod balance;
 pub mod cli;
 // What the user configured, validated and immutable.
 pub mod config;
+// Names: the cluster's own, and others relayed.
+pub mod dns;
 // Starting, draining and ending of tasks.
 pub mod life;
 // Services, backends and how each is reached: pure, no I/O.

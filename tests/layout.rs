@@ -15,10 +15,11 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("source", &["config"]),
     ("model", &["config", "source"]),
     ("rules", &["config", "model"]),
+    ("dns", &["config", "model"]),
     ("balance", &["config", "model"]),
     ("proxy", &["config", "model", "balance"]),
-    ("app", &["config", "source", "model", "rules", "balance", "proxy"]),
-    ("cli", &["config", "source", "model", "rules", "app"]),
+    ("app", &["config", "source", "model", "rules", "dns", "balance", "proxy"]),
+    ("cli", &["config", "source", "model", "rules", "dns", "app"]),
     // The two roots name every module.
     ("lib", &[]),
     ("main", &["cli"]),

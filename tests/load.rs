@@ -4,6 +4,7 @@
 //! takes another build of the agent.
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+#![allow(clippy::print_stdout, reason = "times are shown to whoever asks for them")]
 
 mod lab;
 

@@ -55,6 +55,7 @@ fn wanted(port: u16) -> Wanted {
         ranges: ["10.96.0.0/16", "fd00:96::/112"].map(|range| range.parse().expect("a range")).into(),
         skip: ["10.96.0.1", "fd00:96::1"].map(|ip| ip.parse::<IpAddr>().expect("an address")).into(),
         served: ["10.96.0.10:80", "[fd00:96::a]:80"].into_iter().map(frontend).collect(),
+        listeners: BTreeSet::new(),
         proxy_port: port,
         own_mark: OWN_MARK,
         refuse_mark: REFUSE_MARK,
@@ -550,6 +551,9 @@ impl Machine for WithoutIpset {
     }
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
         HostTools.remove_empty_table(family, table)
+    }
+    fn forget_flows(&self, frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64> {
+        HostTools.forget_flows(frontends)
     }
     fn has_ipv6(&self) -> bool {
         HostTools.has_ipv6()

@@ -1,10 +1,11 @@
 //! The control task: takes updates from the source, rebuilds the snapshot, and hands it to the data plane and the
 //! rules. The only writer of all three.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -16,8 +17,11 @@ use tracing::{debug, info, warn};
 
 use crate::balance::{Held, Upstreams};
 use crate::config::Settings;
-use crate::model::{Door, Frontend, Local, Protocol, Snapshot, Store, diff, ranges};
+use crate::dns::{Dns, Resolver};
+use crate::model::diff::{self, Diff};
+use crate::model::{Door, Frontend, Local, Protocol, Snapshot, Store, ranges};
 use crate::net::listeners;
+use crate::proxy::udp::UdpPlane;
 use crate::rules::{Wanted, routes};
 use crate::source::Update;
 
@@ -35,6 +39,16 @@ pub(super) struct Shared {
     pub(super) snapshot: ArcSwap<Snapshot>,
     /// The captured ranges.
     pub(super) ranges: ArcSwap<Vec<IpNet>>,
+    /// Served UDP frontends whose socket could not be opened, each as a line for people.
+    pub(super) unopened: ArcSwap<Vec<String>>,
+    /// Where the cluster's own DNS is answered by this agent.
+    pub(super) dns: ArcSwap<BTreeSet<Frontend>>,
+    /// The own addresses on which DNS is answered.
+    pub(super) dns_listen: ArcSwap<BTreeSet<SocketAddr>>,
+    /// Why DNS is not answered somewhere, each as a line for people.
+    pub(super) dns_faults: ArcSwap<Vec<String>>,
+    /// What answers DNS.
+    pub(super) resolver: OnceLock<Arc<Resolver>>,
     /// Whether a full state has been taken over.
     pub(super) loaded: AtomicBool,
     /// Health check ports that could not be opened, each a line.
@@ -47,6 +61,11 @@ impl Shared {
             proxy_port,
             snapshot: ArcSwap::default(),
             ranges: ArcSwap::default(),
+            unopened: ArcSwap::default(),
+            dns: ArcSwap::default(),
+            dns_listen: ArcSwap::default(),
+            dns_faults: ArcSwap::default(),
+            resolver: OnceLock::new(),
             loaded: AtomicBool::new(false),
             health_faults: ArcSwap::default(),
         }
@@ -128,24 +147,35 @@ pub(super) fn skipped(snapshot: &Snapshot) -> BTreeSet<IpAddr> {
     skip
 }
 
-/// Whether a connection to `frontend` is accepted by this version.
-fn is_intercepted(frontend: &Frontend) -> bool {
-    frontend.protocol == Protocol::Tcp
+/// The port of DNS.
+const DNS_PORT: u16 = 53;
+
+/// Where the cluster's own DNS is to be found.
+pub(super) fn dns_frontends(snapshot: &Snapshot) -> BTreeSet<Frontend> {
+    let ips =
+        snapshot.cluster_dns.iter().filter_map(|id| snapshot.services.get(id)).flat_map(|ips| ips.iter());
+    ips.flat_map(|ip| {
+        [Protocol::Tcp, Protocol::Udp].map(|protocol| Frontend { ip: *ip, port: DNS_PORT, protocol })
+    })
+    .filter(|frontend| snapshot.frontends.contains_key(frontend))
+    .collect()
 }
 
-/// The frontends of `snapshot` that are accepted; all others are refused.
+/// The frontends of `snapshot` that are answered, if their sockets can be opened; all others are refused.
 pub(super) fn served(snapshot: &Snapshot) -> OrdSet<Frontend> {
-    let served = snapshot
-        .frontends
-        .iter()
-        .filter(|(frontend, port)| is_intercepted(frontend) && port.is_served(frontend.addr()));
+    let served = snapshot.frontends.iter().filter(|(frontend, port)| port.is_served(frontend.addr()));
     served.map(|(frontend, _)| *frontend).collect()
+}
+
+/// Whether packets to an external frontend are captured: datagrams there are left to others.
+fn is_redirected(frontend: &Frontend) -> bool {
+    frontend.protocol == Protocol::Tcp
 }
 
 /// The external frontends of `snapshot`, as the packet filter must know them.
 pub(super) fn external(snapshot: &Snapshot) -> OrdMap<Frontend, Door> {
     let doors = diff::doors(&Snapshot::default(), snapshot).into_iter();
-    doors.filter(|(at, _)| is_intercepted(at)).filter_map(|(at, door)| Some((at, door?))).collect()
+    doors.filter(|(at, _)| is_redirected(at)).filter_map(|(at, door)| Some((at, door?))).collect()
 }
 
 /// Where the health checks of `snapshot` are answered.
@@ -172,13 +202,27 @@ pub(super) fn listening(ports: &BTreeSet<u16>) -> BTreeSet<SocketAddr> {
     }
 }
 
+/// What answers at addresses of its own, opened and closed as the snapshot says.
+pub(super) struct Answering {
+    pub(super) udp: UdpPlane,
+    /// `None`: switched off.
+    pub(super) dns: Option<Dns>,
+    pub(super) health: HealthPorts,
+}
+
 /// The control task's state.
 pub(super) struct Control {
     settings: Settings,
     store: Store,
     shared: Arc<Shared>,
     upstreams: Arc<Upstreams>,
+    udp: UdpPlane,
+    dns: Option<Dns>,
+    /// Whether a full state has been taken over.
+    loaded: bool,
     served: OrdSet<Frontend>,
+    /// Served UDP frontends whose socket could not be opened, and why not.
+    unopened: BTreeMap<Frontend, String>,
     external: OrdMap<Frontend, Door>,
     /// Ports at own addresses on which others must not be shadowed.
     exposed: BTreeSet<u16>,
@@ -191,16 +235,21 @@ impl Control {
         settings: &Settings,
         shared: Arc<Shared>,
         upstreams: Arc<Upstreams>,
-        health: HealthPorts,
+        answering: Answering,
         wanted: watch::Sender<Arc<Wanted>>,
     ) -> Self {
         let store = Store::new(local(settings, shared.proxy_port, Vec::new()).await);
+        let Answering { udp, dns, health } = answering;
         Self {
             settings: settings.clone(),
             store,
             shared,
             upstreams,
+            udp,
+            dns,
+            loaded: false,
             served: OrdSet::new(),
+            unopened: BTreeMap::new(),
             external: OrdMap::new(),
             exposed: BTreeSet::new(),
             health,
@@ -235,9 +284,12 @@ impl Control {
                     let captured = self.shared.ranges.load().as_ref().clone();
                     let mut local = local(&self.settings, self.shared.proxy_port, captured).await;
                     local.listening = listening(&self.exposed);
-                    if *self.store.local() != local {
+                    let moved = *self.store.local() != local;
+                    if moved {
                         debug!("this host's routes or addresses have changed");
                         self.store.set_local(local);
+                    }
+                    if moved || !self.unopened.is_empty() {
                         self.publish();
                     }
                     self.health.retry();
@@ -250,11 +302,81 @@ impl Control {
         match update {
             Update::Replace(objects) => {
                 self.store.replace(objects);
-                self.shared.loaded.store(true, Ordering::Release);
+                self.loaded = true;
             }
             Update::Upsert(object) => self.store.upsert(*object),
             Update::Delete(key) => self.store.delete(&key),
         }
+    }
+
+    /// Brings what is served in step with the snapshot: sockets for datagrams are open before a rule sends any there,
+    /// and flows to backends that are gone end.
+    fn follow(&mut self, now: &Snapshot, mut changed: Diff) {
+        self.follow_dns(now, &mut changed);
+        for frontend in changed.unserved {
+            self.served.remove(&frontend);
+            self.unopened.remove(&frontend);
+            self.udp.close(&frontend);
+        }
+        let again = std::mem::take(&mut self.unopened).into_keys();
+        for frontend in changed.served.into_iter().chain(again) {
+            if let Err(error) = self.open(frontend) {
+                self.unopened.insert(
+                    frontend,
+                    format!(
+                        "{frontend} is refused: its socket cannot be opened ({error}); \
+                         see `ss -ulnp` for who has the port on every address"
+                    ),
+                );
+                continue;
+            }
+            self.served.insert(frontend);
+        }
+        let lines: Vec<String> = self.unopened.values().cloned().collect();
+        if **self.shared.unopened.load() != lines {
+            for line in &lines {
+                warn!("{line}");
+            }
+            self.shared.unopened.store(Arc::new(lines));
+        }
+        for port in changed.added.iter().chain(changed.changed.iter().map(|(_, now)| now)) {
+            for addr in port.frontends.iter().filter(|_| port.id.protocol == Protocol::Udp) {
+                self.udp.prune(&Frontend { ip: addr.ip(), port: addr.port(), protocol: Protocol::Udp });
+            }
+        }
+    }
+
+    /// Gets a frontend answered: by the DNS server if it is the cluster's DNS, else by the data plane.
+    fn open(&mut self, frontend: Frontend) -> io::Result<()> {
+        match &mut self.dns {
+            Some(dns) if self.shared.dns.load().contains(&frontend) => dns.open(frontend),
+            _ if frontend.protocol == Protocol::Udp => self.udp.open(frontend),
+            _ => Ok(()),
+        }
+    }
+
+    /// The cluster's own DNS is answered here, whether or not it has a backend: its frontends leave the list of what
+    /// comes and goes with backends, and come and go with the Service.
+    fn follow_dns(&mut self, now: &Snapshot, changed: &mut Diff) {
+        let Some(dns) = &mut self.dns else { return };
+        let (before, after) = (self.shared.dns.load_full(), dns_frontends(now));
+        changed.served.retain(|frontend| !after.contains(frontend));
+        changed.unserved.retain(|frontend| !after.contains(frontend));
+        if *before == after {
+            return;
+        }
+        for gone in before.difference(&after) {
+            dns.close(gone);
+            changed.unserved.push(*gone);
+            if now.frontends.get(gone).is_some_and(|port| port.is_served(gone.addr())) {
+                changed.served.push(*gone);
+            }
+        }
+        for new in after.difference(&before) {
+            self.udp.close(new);
+            changed.served.push(*new);
+        }
+        self.shared.dns.store(Arc::new(after));
     }
 
     /// Puts the store's state in force: first where connections are routed, then in the packet filter.
@@ -281,19 +403,15 @@ impl Control {
         }
         self.upstreams.apply(Arc::clone(&now));
         self.shared.snapshot.store(Arc::clone(&now));
+        // Only now: whoever sees this may say of a name that it does not exist.
+        self.shared.loaded.store(self.loaded, Ordering::Release);
         self.health.apply(&now);
         for warning in now.warnings.iter().filter(|warning| !before.warnings.contains(warning)) {
             warn!("{warning}");
         }
 
-        let changed = diff::diff(&before, &now);
-        for frontend in changed.unserved.iter().filter(|frontend| is_intercepted(frontend)) {
-            self.served.remove(frontend);
-        }
-        for frontend in changed.served.into_iter().filter(is_intercepted) {
-            self.served.insert(frontend);
-        }
-        for (at, door) in diff::doors(&before, &now).into_iter().filter(|(at, _)| is_intercepted(at)) {
+        self.follow(&now, diff::diff(&before, &now));
+        for (at, door) in diff::doors(&before, &now).into_iter().filter(|(at, _)| is_redirected(at)) {
             match door {
                 Some(door) => _ = self.external.insert(at, door),
                 None => _ = self.external.remove(&at),
@@ -302,10 +420,13 @@ impl Control {
         self.announce(&now, found);
     }
 
-    /// Tells the packet filter what to capture. Frontends whose backends all refuse are refused there.
+    /// Tells the packet filter what to capture. Frontends whose backends all refuse are refused there, but for the
+    /// cluster's DNS, which needs none.
     fn announce(&self, now: &Snapshot, ranges: Vec<IpNet>) {
         let mut served = self.served.clone();
-        for frontend in self.upstreams.held().iter().flat_map(Held::frontends) {
+        let names = self.shared.dns.load();
+        let held = self.upstreams.held();
+        for frontend in held.iter().flat_map(Held::frontends).filter(|held| !names.contains(held)) {
             served.remove(&frontend);
         }
         let wanted = Wanted {
@@ -315,6 +436,7 @@ impl Control {
             ranges,
             skip: skipped(now),
             served,
+            listeners: self.shared.dns_listen.load().as_ref().clone(),
             proxy_port: self.shared.proxy_port,
             own_mark: self.settings.intercept.own_mark,
             refuse_mark: self.settings.intercept.refuse_mark,

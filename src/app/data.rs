@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 
 use crate::balance::Upstreams;
@@ -28,6 +29,7 @@ pub(super) struct DataPlane {
     threads: Vec<JoinHandle<()>>,
     ended: mpsc::UnboundedReceiver<anyhow::Result<()>>,
     pulse: Pulse,
+    runtimes: Vec<Handle>,
 }
 
 /// When the threads of the data plane last showed that they move.
@@ -71,11 +73,13 @@ impl DataPlane {
         let pulse = Pulse::new(shards.len());
         let (done, ended) = mpsc::unbounded_channel();
         let mut threads = Vec::with_capacity(shards.len());
+        let mut runtimes = Vec::with_capacity(shards.len());
         for (number, shard) in shards.into_iter().enumerate() {
             let runtime = tokio::runtime::Builder::new_current_thread()
                 .enable_all()
                 .build()
                 .context("cannot start a runtime of the data plane")?;
+            runtimes.push(runtime.handle().clone());
             let work = serve(shard, number, pulse.clone(), Arc::clone(upstreams), drain.clone());
             let done = done.clone();
             let thread = std::thread::Builder::new()
@@ -88,7 +92,12 @@ impl DataPlane {
                 .context("cannot start a thread of the data plane")?;
             threads.push(thread);
         }
-        Ok(Self { threads, ended, pulse })
+        Ok(Self { threads, ended, pulse, runtimes })
+    }
+
+    /// The threads' runtimes, at least one, for work that belongs to the data plane.
+    pub(super) fn runtimes(&self) -> &[Handle] {
+        &self.runtimes
     }
 
     /// The pulse, for the health report.

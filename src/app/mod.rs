@@ -8,6 +8,7 @@ mod control;
 mod data;
 mod health_ports;
 mod instance;
+mod names;
 mod neighbours;
 mod offline;
 mod report;
@@ -29,7 +30,8 @@ use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::admin::AdminServer;
 use crate::obs::api::RulesReport;
-use crate::proxy::{Proxy, probe};
+use crate::proxy::udp::UdpPlane;
+use crate::proxy::{Guard, Proxy, probe};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
@@ -38,7 +40,7 @@ pub use check::{Checkup, check};
 pub use instance::holder;
 pub use offline::{render_rules, resolve_offline};
 
-use control::{Control, Shared};
+use control::{Answering, Control, Shared};
 use data::DataPlane;
 use health_ports::HealthPorts;
 use instance::InstanceLock;
@@ -108,7 +110,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let upstreams = Arc::new(Upstreams::new());
     let shared = Arc::new(Shared::new(proxy_port));
     let guard = Arc::clone(&shared);
-    let proxy = proxy.with_guard(Arc::new(move |addr| guard.is_captured(addr.ip())));
+    let guard: Guard = Arc::new(move |addr| guard.is_captured(addr.ip()));
+    let proxy = proxy.with_guard(Arc::clone(&guard)).with_takeover(names::takeover(&shared));
     let counters = proxy.counters();
 
     let (wanted_tx, wanted_rx) = watch::channel(Arc::new(rules::Wanted::default()));
@@ -121,14 +124,21 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 
     let data = DataPlane::start(proxy, &upstreams, &drain)?;
     let health = HealthPorts::new(Arc::clone(&shared), data.pulse());
+    let udp =
+        UdpPlane::new(data.runtimes().to_vec(), Arc::clone(&upstreams), guard, settings.intercept.own_mark)
+            .context("cannot read the limit of open descriptors")?;
+    let datagrams = udp.counters();
+    let dns = names::start(&settings, &shared, data.runtimes()).await?;
+    let answering = Answering { udp, dns, health };
     let control =
-        Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), health, wanted_tx).await;
+        Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
     let probed = Arc::clone(&upstreams);
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,
         upstreams,
         counters,
+        datagrams,
         source: status_rx,
         rules: rules_rx,
         pulse: data.pulse(),
@@ -175,6 +185,7 @@ impl Running {
         } else {
             withdraw(reconciler).await?;
         }
+        names::end(&self.settings).await;
         if tokio::time::timeout(CONTROL_STOP, self.tasks.wait()).await.is_err() {
             warn!("some tasks did not end in time");
         }

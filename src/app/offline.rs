@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Settings, SourceKind, UsageError};
+use crate::config::{DnsMode, Settings, SourceKind, UsageError};
 use crate::model::{Snapshot, Store, explain};
 use crate::net::sock;
 use crate::obs::api::Resolution;
@@ -167,13 +167,19 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
             }
             port => port,
         };
+        let dns = settings.dns.mode == DnsMode::Auto;
+        let mut served = control::served(&snapshot);
+        if dns {
+            served.extend(control::dns_frontends(&snapshot));
+        }
         let wanted = Wanted {
             ranges,
             skip: control::skipped(&snapshot),
-            served: control::served(&snapshot),
+            served,
             external: control::external(&snapshot),
             health: control::health(&snapshot),
             pods: snapshot.here.pods.clone(),
+            listeners: settings.dns.listen.iter().copied().filter(|_| dns).collect(),
             proxy_port,
             own_mark: settings.intercept.own_mark,
             refuse_mark: settings.intercept.refuse_mark,

@@ -9,13 +9,14 @@ use tokio_util::sync::CancellationToken;
 use crate::balance::{BackendState, BackendView, PortView, Upstreams};
 use crate::config::Settings;
 use crate::model::explain::{self, Live};
-use crate::model::{Backend, PortId};
+use crate::model::{Backend, Frontend, PortId};
 use crate::obs::admin::AdminHandlers;
 use crate::obs::api::{
-    BackendReport, Condition, PortReport, ProxyReport, Resolution, RulesReport, ServiceReport, SourceReport,
-    Status,
+    BackendReport, Condition, DnsReport, PortReport, ProxyReport, Resolution, RulesReport, ServiceReport,
+    SourceReport, Status,
 };
 use crate::proxy::Counters;
+use crate::proxy::udp::UdpCounters;
 use crate::source::SourceStatus;
 
 use super::control::Shared;
@@ -28,6 +29,7 @@ pub(super) struct Reporter {
     pub(super) shared: Arc<Shared>,
     pub(super) upstreams: Arc<Upstreams>,
     pub(super) counters: Arc<Counters>,
+    pub(super) datagrams: Arc<UdpCounters>,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) rules: watch::Receiver<RulesReport>,
     pub(super) pulse: Pulse,
@@ -56,6 +58,8 @@ impl Reporter {
         let rules = self.rules.borrow().clone();
         let mut warnings = self.neighbours.lines();
         warnings.extend(snapshot.warnings.iter().cloned());
+        warnings.extend(self.shared.unopened.load().iter().cloned());
+        warnings.extend(self.shared.dns_faults.load().iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
         warnings.extend(self.shared.health_faults.load().iter().cloned());
         warnings.extend(source.unreadable.first.iter().cloned());
@@ -81,12 +85,37 @@ impl Reporter {
                 accepted_total: self.counters.accepted.load(Relaxed),
                 refused_total: self.counters.refused.load(Relaxed),
                 accept_pauses_total: self.counters.accept_pauses.load(Relaxed),
+                udp_flows: self.datagrams.sessions.load(Relaxed),
+                udp_dropped_total: self.datagrams.dropped.load(Relaxed),
+                udp_unreachable_total: self.datagrams.unreachable.load(Relaxed),
             },
+            dns: self.dns(),
             rules,
             service_cidrs: self.shared.ranges.load().iter().map(ToString::to_string).collect(),
             warnings,
             services: self.upstreams.views().iter().map(service).collect(),
         }
+    }
+
+    fn dns(&self) -> Option<DnsReport> {
+        let resolver = self.shared.resolver.get()?;
+        let (seen, foreign) = (resolver.counters(), &resolver.forwarder().counters);
+        let own = self.shared.dns_listen.load();
+        let cluster = self.shared.dns.load();
+        let mut addresses: Vec<String> = own.iter().map(ToString::to_string).collect();
+        // Each stands there for UDP and for TCP.
+        let cluster: std::collections::BTreeSet<_> = cluster.iter().map(Frontend::addr).collect();
+        addresses.extend(cluster.iter().map(ToString::to_string));
+        Some(DnsReport {
+            addresses,
+            cluster_queries_total: seen.cluster.load(Relaxed),
+            foreign_queries_total: seen.foreign.load(Relaxed),
+            refused_total: seen.refused.load(Relaxed),
+            upstream_questions_total: foreign.asked.load(Relaxed),
+            upstream_failures_total: foreign.failed.load(Relaxed),
+            cached_answers_total: foreign.cached.load(Relaxed),
+            stale_answers_total: foreign.stale.load(Relaxed),
+        })
     }
 
     fn resolve(&self, target: &str) -> Result<Resolution, String> {

@@ -47,6 +47,17 @@ impl Endpoint {
         self.health.succeeded(now, took);
     }
 
+    /// A flow of datagrams began, which nobody acknowledges.
+    pub fn began(&self) {
+        self.connections.fetch_add(1, Relaxed);
+    }
+
+    /// The first answer to a flow of datagrams: it is alive. How long the answer took is the service's business, and
+    /// says nothing about the way to it.
+    pub fn answered(&self, now: Tick) {
+        self.health.succeeded(now, Duration::ZERO);
+    }
+
     /// A dial was refused or not answered.
     pub fn failed(&self, now: Tick, policy: &EjectionPolicy) {
         self.failures.fetch_add(1, Relaxed);

@@ -13,10 +13,11 @@ use super::external::{HealthCheck, Here};
 use super::gather::{gather, protocol_name};
 use super::index::Pods;
 use super::local::Local;
+use super::names::names;
 use super::reach::reach;
 use super::topology::{Judged, Place, choose};
 use super::traffic;
-use super::types::{BackendSet, Exclusion, Policy, PortId, Protocol, ServiceId, ServicePort};
+use super::types::{BackendSet, Exclusion, Names, Policy, PortId, Protocol, ServiceId, ServicePort};
 
 /// What every Service is built against.
 #[derive(Clone, Copy, Debug)]
@@ -77,6 +78,7 @@ pub(super) struct Built {
     /// Hashes of what it was built from, sorted.
     pub(super) deps: Vec<u64>,
     pub(super) warnings: Vec<String>,
+    pub(super) names: Option<Names>,
 }
 
 /// The `ClusterIPs` that clients of a Service use; an `ExternalName` has none, whatever lingers in its spec.
@@ -92,10 +94,13 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
         if !from.service.headless && !from.service.external_name && !from.service.ports.is_empty() {
             out.warnings.push(format!("Service {} has no ClusterIP yet; passed over", from.id));
         }
+        out.names = names(world, from, false, &mut out.deps);
+        out.deps.sort_unstable();
         return out;
     }
     out.not_proxied = left_alone(world, from);
     if out.not_proxied.is_some() {
+        out.names = names(world, from, true, &mut out.deps);
         return out;
     }
     let policy = traffic::policy(from.service, from.rule, &mut out.warnings);

@@ -17,6 +17,7 @@ mod external;
 mod gather;
 mod index;
 mod local;
+mod names;
 pub mod ranges;
 mod reach;
 mod store;

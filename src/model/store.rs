@@ -7,6 +7,8 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use imbl::OrdSet;
+
 use crate::source::slim::{
     self, DestinationRule, EndpointSlice, Endpoints, Kind, Node, Object, ObjectKey, Pod, Service, ServiceCidr,
 };
@@ -24,6 +26,7 @@ pub struct Store {
     pods: Pods,
     nodes: HashMap<Arc<str>, Box<Node>>,
     cidrs: BTreeMap<Arc<str>, Box<ServiceCidr>>,
+    namespaces: OrdSet<Arc<str>>,
     /// Services and what is joined to them, also where the Service itself is not known (yet).
     slots: Vec<Slot>,
     free: Vec<u32>,
@@ -89,6 +92,7 @@ impl Store {
             pods: Pods::default(),
             nodes: HashMap::new(),
             cidrs: BTreeMap::new(),
+            namespaces: OrdSet::new(),
             slots: Vec::new(),
             free: Vec::new(),
             ids: HashMap::new(),
@@ -178,8 +182,9 @@ impl Store {
                     self.general_dirty = true;
                 }
             }
-            // Read by nobody yet: names of namespaces matter to DNS alone.
-            Object::Namespace(_) => {}
+            Object::Namespace(namespace) => {
+                self.general_dirty |= self.namespaces.insert(namespace.name.clone()).is_none();
+            }
         }
     }
 
@@ -212,7 +217,7 @@ impl Store {
                 }
             }
             Kind::ServiceCidr => self.general_dirty |= self.cidrs.remove(&id.name).is_some(),
-            Kind::Namespace => {}
+            Kind::Namespace => self.general_dirty |= self.namespaces.remove(&id.name).is_some(),
         }
     }
 
@@ -315,6 +320,7 @@ impl Store {
         let mut keys: Vec<ObjectKey> =
             self.pods.iter().map(|p| key(Kind::Pod, &p.namespace, &p.name)).collect();
         keys.extend(self.nodes.keys().map(|name| key(Kind::Node, &none, name)));
+        keys.extend(self.namespaces.iter().map(|name| key(Kind::Namespace, &none, name)));
         keys.extend(self.cidrs.keys().map(|name| key(Kind::ServiceCidr, &none, name)));
         keys.extend(self.slices.keys().map(|(ns, name)| key(Kind::EndpointSlice, ns, name)));
         keys.extend(self.orphans.iter().map(|(ns, name)| key(Kind::EndpointSlice, ns, name)));

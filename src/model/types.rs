@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use imbl::OrdMap;
+use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
 use super::external::{External, HealthCheck, Here};
@@ -326,6 +326,39 @@ pub struct NotProxied {
     pub why: String,
 }
 
+/// What DNS has to know of a Service beyond its ClusterIPs and service ports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Names {
+    /// `clusterIP: None`: its name leads to its ready endpoints.
+    Headless(Box<[NamedEndpoint]>),
+    /// `type: ExternalName`, with the name it stands for.
+    External(Arc<str>),
+    /// It has ClusterIPs and is not intercepted; these are its ports.
+    LeftAlone(Box<[NamedPort]>),
+}
+
+/// A ready endpoint of a headless Service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedEndpoint {
+    /// Its own address, whatever way leads there.
+    pub ip: IpAddr,
+    /// Its name below the Service's, in lower case.
+    pub hostname: Option<Arc<str>>,
+    /// Its ports.
+    pub ports: Box<[NamedPort]>,
+}
+
+/// A port that may have a name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NamedPort {
+    /// The name; may be empty.
+    pub name: Arc<str>,
+    /// The transport protocol.
+    pub protocol: Protocol,
+    /// The number.
+    pub number: u16,
+}
+
 /// The immutable table of all service ports and backends that this node serves from.
 ///
 /// Its maps share structure with the snapshot before, so that a change costs what the change costs.
@@ -345,6 +378,16 @@ pub struct Snapshot {
     pub not_proxied: OrdMap<ServiceId, NotProxied>,
     /// Every Service name known, with its `ClusterIPs` (empty for headless ones), for `resolve` and later DNS.
     pub services: OrdMap<ServiceId, Arc<[IpAddr]>>,
+    /// What DNS has to know beyond that: headless Services, `ExternalName`s, and those that are left alone.
+    pub names: OrdMap<ServiceId, Arc<Names>>,
+    /// The Service that has a ClusterIP.
+    pub owners: OrdMap<IpAddr, ServiceId>,
+    /// The endpoints of headless Services that have a name of their own there.
+    pub hosts: OrdMap<(IpAddr, ServiceId), Arc<str>>,
+    /// The namespaces of which a Namespace object is known; others may have Services all the same.
+    pub namespaces: OrdSet<Arc<str>>,
+    /// The Services that are the cluster's own DNS.
+    pub cluster_dns: OrdSet<ServiceId>,
     /// Ranges named by `ServiceCIDR` objects, if there are any.
     pub service_cidrs: Vec<IpNet>,
     /// The address each Node's host ports are dialled at; captured ranges must not cover these.

@@ -4,6 +4,7 @@
 //! Plain std and tokio types go in and out. Nothing here knows services, snapshots or settings.
 
 pub mod diag;
+pub mod link;
 pub mod listeners;
 pub mod listening;
 pub mod sock;

@@ -1,7 +1,7 @@
 //! Builders for the two legs of a connection, the original destination, resets, and the descriptor limit.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -99,6 +99,87 @@ pub async fn connect(addr: SocketAddr, mark: u32) -> io::Result<TcpStream> {
 /// over within seconds can do without.
 pub fn keep_alive(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&keepalive())
+}
+
+/// Room for datagrams that wait in a socket of a served frontend, for all its clients together; the kernel takes
+/// memory as they come.
+const FRONTEND_BUFFER: usize = 4 << 20;
+/// Room for datagrams that wait in a socket to a backend: some dozen of the largest.
+const SESSION_BUFFER: usize = 1 << 20;
+
+/// Opens a UDP socket bound to `addr`, which need not be an address of this machine. `mark` 0 sets no packet mark.
+/// Needs `CAP_NET_ADMIN`.
+pub fn udp_transparent(addr: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+    let socket = transparent(addr, Type::DGRAM, Protocol::UDP, mark)?;
+    udp_buffers(&socket, FRONTEND_BUFFER);
+    Ok(socket.into())
+}
+
+/// Opens a UDP socket bound to an address of this machine.
+pub fn udp_listen(addr: SocketAddr) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    udp_buffers(&socket, FRONTEND_BUFFER);
+    socket.bind(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// Listens on one address of this machine.
+pub fn tcp_listen(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+fn transparent(addr: SocketAddr, kind: Type, protocol: Protocol, mark: u32) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(addr), kind.nonblocking(), Some(protocol))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_ip_transparent_v6(true)?;
+    } else {
+        socket.set_ip_transparent_v4(true)?;
+    }
+    // Beside a socket of a host process on the same port of every address, where that allows it too.
+    socket.set_reuse_address(true)?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    socket.bind(&addr.into())?;
+    Ok(socket)
+}
+
+/// Opens a UDP socket that is connected to `addr`, so that it takes datagrams from there alone and reports when that
+/// is unreachable. `mark` 0 sets no packet mark.
+pub fn udp_connect(addr: SocketAddr, mark: u32) -> io::Result<UdpSocket> {
+    let socket = Socket::new(Domain::for_address(addr), Type::DGRAM.nonblocking(), Some(Protocol::UDP))?;
+    if mark != 0 {
+        socket.set_mark(mark)?;
+    }
+    udp_buffers(&socket, SESSION_BUFFER);
+    socket.connect(&addr.into())?;
+    Ok(socket.into())
+}
+
+/// The sizes beyond the system's limits need `CAP_NET_ADMIN`; what is had without serves as well.
+fn udp_buffers(socket: &Socket, size: usize) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let _ = setsockopt(socket, sockopt::RcvBufForce, &size)
+        .or_else(|_| setsockopt(socket, sockopt::RcvBuf, &size));
+    let _ = setsockopt(socket, sockopt::SndBufForce, &size)
+        .or_else(|_| setsockopt(socket, sockopt::SndBuf, &size));
+}
+
+/// True if `e` says that a datagram is larger than can be sent.
+pub fn is_too_large(e: &io::Error) -> bool {
+    errno(e) == Some(Errno::EMSGSIZE)
 }
 
 /// Finds out whether this process may set `mark` on a socket, which needs `CAP_NET_ADMIN`.

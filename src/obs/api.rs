@@ -19,6 +19,9 @@ pub struct Status {
     pub source: SourceReport,
     /// The data plane.
     pub proxy: ProxyReport,
+    /// Names; absent where DNS is off.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dns: Option<DnsReport>,
     /// The rules on this node.
     #[serde(default)]
     pub rules: RulesReport,
@@ -76,6 +79,37 @@ pub struct ProxyReport {
     /// Times that accepting paused at the descriptor or connection limit.
     #[serde(default)]
     pub accept_pauses_total: u64,
+    /// UDP flows now.
+    #[serde(default)]
+    pub udp_flows: u64,
+    /// Datagrams that could be passed on to nobody.
+    #[serde(default)]
+    pub udp_dropped_total: u64,
+    /// UDP flows that ended because their backend was reported unreachable.
+    #[serde(default)]
+    pub udp_unreachable_total: u64,
+}
+
+/// Names.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DnsReport {
+    /// Where DNS is answered: own addresses, then those of the cluster.
+    pub addresses: Vec<String>,
+    /// Queries for the cluster's names.
+    pub cluster_queries_total: u64,
+    /// Queries for other names.
+    pub foreign_queries_total: u64,
+    /// Packets that were refused or dropped.
+    pub refused_total: u64,
+    /// Questions sent to servers for other names.
+    pub upstream_questions_total: u64,
+    /// Questions that no server answered.
+    pub upstream_failures_total: u64,
+    /// Answers about other names given from memory.
+    pub cached_answers_total: u64,
+    /// Answers about other names given out beyond their time because nobody could be asked.
+    pub stale_answers_total: u64,
 }
 
 /// The rules on this node.
@@ -300,7 +334,11 @@ pub(crate) mod tests {
                 accepted_total: 40,
                 refused_total: 1,
                 accept_pauses_total: 0,
+                udp_flows: 3,
+                udp_dropped_total: 0,
+                udp_unreachable_total: 1,
             },
+            dns: Some(DnsReport { addresses: vec!["169.254.96.16:53".to_owned()], ..DnsReport::default() }),
             rules: RulesReport {
                 backend: "nft".to_owned(),
                 refuse_before_accept: true,

@@ -88,6 +88,20 @@ fn agent(out: &mut Families<'_>, status: &Status) -> Result<(), Error> {
     out.counter("proxy_connections_accepted", "Connections accepted", &proxy.accepted_total)?;
     out.counter("proxy_connections_refused", "Connections that had nowhere to go", &proxy.refused_total)?;
     out.counter("proxy_accept_pauses", "Times that accepting paused at a limit", &proxy.accept_pauses_total)?;
+    out.gauge("udp_flows", "UDP flows of all service ports now", &proxy.udp_flows)?;
+    out.counter("udp_datagrams_dropped", "Datagrams passed on to nobody", &proxy.udp_dropped_total)?;
+    let unreachable = "UDP flows whose backend was reported unreachable";
+    out.counter("udp_flows_unreachable", unreachable, &proxy.udp_unreachable_total)?;
+    if let Some(dns) = &status.dns {
+        out.counter("dns_cluster_queries", "Queries for the cluster's names", &dns.cluster_queries_total)?;
+        out.counter("dns_foreign_queries", "Queries for other names", &dns.foreign_queries_total)?;
+        out.counter("dns_refused", "DNS packets refused or dropped", &dns.refused_total)?;
+        let asked = "Questions sent to servers for other names";
+        out.counter("dns_upstream_questions", asked, &dns.upstream_questions_total)?;
+        out.counter("dns_upstream_failures", "Questions no server answered", &dns.upstream_failures_total)?;
+        out.counter("dns_cached_answers", "Answers given from memory", &dns.cached_answers_total)?;
+        out.counter("dns_stale_answers", "Answers given beyond their time", &dns.stale_answers_total)?;
+    }
     out.counter("rules_repairs", "Times that changed rules were repaired", &status.rules.repairs_total)?;
     let good = u64::from(status.rules.last_error.is_empty());
     out.gauge("rules_in_force", "Whether the last pass over the rules was good", &good)?;
@@ -225,6 +239,7 @@ mod tests {
     use crate::obs::api::tests::sample;
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "most of it is the expected text")]
     fn a_scrape_is_open_metrics() {
         let text = Metrics::new(Arc::new(sample)).render().unwrap();
         // What stands for this build and this process differs from run to run.
@@ -262,6 +277,36 @@ mod tests {
         # HELP edgesplice_proxy_accept_pauses Times that accepting paused at a limit
         # TYPE edgesplice_proxy_accept_pauses counter
         edgesplice_proxy_accept_pauses_total 0
+        # HELP edgesplice_udp_flows UDP flows of all service ports now
+        # TYPE edgesplice_udp_flows gauge
+        edgesplice_udp_flows 3
+        # HELP edgesplice_udp_datagrams_dropped Datagrams passed on to nobody
+        # TYPE edgesplice_udp_datagrams_dropped counter
+        edgesplice_udp_datagrams_dropped_total 0
+        # HELP edgesplice_udp_flows_unreachable UDP flows whose backend was reported unreachable
+        # TYPE edgesplice_udp_flows_unreachable counter
+        edgesplice_udp_flows_unreachable_total 1
+        # HELP edgesplice_dns_cluster_queries Queries for the cluster's names
+        # TYPE edgesplice_dns_cluster_queries counter
+        edgesplice_dns_cluster_queries_total 0
+        # HELP edgesplice_dns_foreign_queries Queries for other names
+        # TYPE edgesplice_dns_foreign_queries counter
+        edgesplice_dns_foreign_queries_total 0
+        # HELP edgesplice_dns_refused DNS packets refused or dropped
+        # TYPE edgesplice_dns_refused counter
+        edgesplice_dns_refused_total 0
+        # HELP edgesplice_dns_upstream_questions Questions sent to servers for other names
+        # TYPE edgesplice_dns_upstream_questions counter
+        edgesplice_dns_upstream_questions_total 0
+        # HELP edgesplice_dns_upstream_failures Questions no server answered
+        # TYPE edgesplice_dns_upstream_failures counter
+        edgesplice_dns_upstream_failures_total 0
+        # HELP edgesplice_dns_cached_answers Answers given from memory
+        # TYPE edgesplice_dns_cached_answers counter
+        edgesplice_dns_cached_answers_total 0
+        # HELP edgesplice_dns_stale_answers Answers given beyond their time
+        # TYPE edgesplice_dns_stale_answers counter
+        edgesplice_dns_stale_answers_total 0
         # HELP edgesplice_rules_repairs Times that changed rules were repaired
         # TYPE edgesplice_rules_repairs counter
         edgesplice_rules_repairs_total 1

@@ -16,10 +16,10 @@ use crate::balance::{PortCounters, Upstream, Upstreams};
 use crate::model::{Frontend, Mode, Protocol, Via};
 use crate::net::sock;
 
-use super::Shared;
 use super::dial::{self, DialError, Request};
 use super::greeting;
 use super::relay::Relay;
+use super::{Handler, Shared};
 
 /// Counts a connection as open for as long as it lives.
 #[derive(Debug)]
@@ -101,7 +101,17 @@ impl fmt::Display for Refusal {
 pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, upstreams: Arc<Upstreams>) {
     let shared = &*ticket.shared;
     let (dst, upstream, via) = match route(&client, peer, shared, &upstreams) {
-        Ok(found) => found,
+        Ok(Way::Upstream(dst, upstream, via)) => (dst, upstream, via),
+        Ok(Way::Here(handler)) => {
+            let Some(_entry) = shared.sources.enter(peer.ip().to_canonical()) else {
+                return refuse(&client, peer, shared, &Refusal::Greedy);
+            };
+            tokio::select! {
+                () = handler(client, peer) => {}
+                () = shared.until_killed() => {}
+            }
+            return;
+        }
         Err(why) => return refuse(&client, peer, shared, &why),
     };
     let Some(_entry) = shared.sources.enter(peer.ip().to_canonical()) else {
@@ -154,22 +164,33 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
     debug!(%peer, service = %upstream.port.id, ?end, "connection ended");
 }
 
-/// The service port that the client wanted, the address it used for it, and the way it came.
+/// Where a connection goes.
+enum Way {
+    /// To a backend of the service port that the client asked for at this address, by the way that it came.
+    Upstream(SocketAddr, Arc<Upstream>, Via),
+    /// Nowhere: it is served in this process.
+    Here(Handler),
+}
+
+/// Where the client wanted to go.
 fn route(
     client: &TcpStream,
     peer: SocketAddr,
     shared: &Shared,
     upstreams: &Upstreams,
-) -> Result<(SocketAddr, Arc<Upstream>, Via), Refusal> {
+) -> Result<Way, Refusal> {
     let dst = (shared.destination)(client, peer).map_err(|_| Refusal::Direct)?;
     // Not redirected, the original destination is our own address. A service may use our port number, though.
     if dst.port() == shared.port && sock::local_addr(client).map_or(true, |own| own == dst) {
         return Err(Refusal::Direct);
     }
+    if let Some(handler) = (shared.takeover)(dst) {
+        return Ok(Way::Here(handler));
+    }
     let frontend = Frontend { ip: dst.ip(), port: dst.port(), protocol: Protocol::Tcp };
     let client = peer.ip().to_canonical();
     let (upstream, via) = upstreams.route(&frontend, client).ok_or(Refusal::Unknown(dst))?;
-    Ok((dst, upstream, via))
+    Ok(Way::Upstream(dst, upstream, via))
 }
 
 async fn connect(

@@ -2,8 +2,8 @@
 //!
 //! A connection's way: `accept` takes it, `conn` reads where it wanted to go, finds the service port and has [`dial`]
 //! connect a backend before a byte is read from the client, [`relay`] moves the bytes until both sides have
-//! ended. What does not belong here: which backends exist (`model`), which of them is picked (`balance`), and how
-//! packets get here (`rules`).
+//! ended. Datagrams have a way of their own, [`udp`]. What does not belong here: which backends exist (`model`),
+//! which of them is picked (`balance`), and how packets get here (`rules`).
 
 mod accept;
 mod conn;
@@ -12,8 +12,11 @@ mod greeting;
 pub mod probe;
 pub mod relay;
 mod sources;
+pub mod udp;
 
+use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
     AtomicBool, AtomicU64,
@@ -45,6 +48,12 @@ pub type Guard = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
 /// Reads where a client wanted to go; the second argument is the client's address.
 pub type Destination = Arc<dyn Fn(&TcpStream, SocketAddr) -> std::io::Result<SocketAddr> + Send + Sync>;
 
+/// Serves a connection in this process instead of passing it on.
+pub type Handler = Box<dyn FnOnce(TcpStream, SocketAddr) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
+
+/// Says whether connections to an address are served in this process, and by whom.
+pub type Takeover = Arc<dyn Fn(SocketAddr) -> Option<Handler> + Send + Sync>;
+
 /// What the data plane has seen.
 #[derive(Debug, Default)]
 pub struct Counters {
@@ -73,6 +82,7 @@ struct Shared {
     sources: Sources,
     destination: Destination,
     guard: Guard,
+    takeover: Takeover,
     dialer: TcpDialer,
     pipes: PipePool,
     killed: AtomicBool,
@@ -107,7 +117,9 @@ impl Proxy {
         }
         let descriptors = sock::nofile().context("cannot read the limit of open descriptors")?;
         let max_pipes = MAX_PIPES.min(descriptors / 16);
-        let by_descriptors = descriptors.saturating_sub(RESERVED_DESCRIPTORS + 2 * max_pipes) / 2;
+        let by_descriptors = descriptors
+            .saturating_sub(RESERVED_DESCRIPTORS + 2 * max_pipes + udp::max_sessions(descriptors))
+            / 2;
         let max_connections = match settings.max_connections {
             0 => by_descriptors.max(1),
             n => u64::try_from(n).unwrap_or(u64::MAX),
@@ -126,6 +138,7 @@ impl Proxy {
                 sources: Sources::new(settings.max_per_source),
                 destination: Arc::new(sock::original_dst),
                 guard: Arc::new(|_| false),
+                takeover: Arc::new(|_| None),
                 dialer: TcpDialer { mark: own_mark },
                 pipes: PipePool::new(usize::try_from(max_pipes).unwrap_or(usize::MAX)),
                 killed: AtomicBool::new(false),
@@ -152,6 +165,13 @@ impl Proxy {
     #[must_use]
     pub fn with_guard(mut self, guard: Guard) -> Self {
         self.shared.guard = guard;
+        self
+    }
+
+    /// Hands connections to addresses for which `takeover` has someone to that one.
+    #[must_use]
+    pub fn with_takeover(mut self, takeover: Takeover) -> Self {
+        self.shared.takeover = takeover;
         self
     }
 

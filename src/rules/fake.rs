@@ -9,6 +9,7 @@ use ipnet::IpNet;
 use super::apply::{Backend, Family, Firewall, ToolError};
 use super::machine::Machine;
 use super::routes::{Entry, RouteError};
+use crate::model::Frontend;
 
 /// Chains in the order of their creation, each with its rules.
 type Chains = Vec<(String, Vec<String>)>;
@@ -292,6 +293,10 @@ impl Machine for Fake {
 
     fn nft_generation(&self) -> Option<u32> {
         Some(self.state().generation)
+    }
+
+    fn forget_flows(&self, _: &BTreeSet<Frontend>) -> anyhow::Result<u64> {
+        Ok(0)
     }
 
     fn has_ipv6(&self) -> bool {

@@ -21,7 +21,7 @@ const ROOM: usize = 262_144;
 /// What a set holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Content {
-    /// Frontends inside the ranges that have a usable backend.
+    /// Frontends inside the ranges that are answered.
     Served,
     /// Addresses inside the ranges that are left alone.
     Skip,
@@ -103,7 +103,7 @@ impl Set {
         match self.content {
             Content::Skip => wanted.skip.iter().filter(|ip| is_of(self.family, **ip)).count(),
             Content::Served => {
-                let ours = |f: &&Frontend| is_of(self.family, f.ip) && f.protocol == Protocol::Tcp;
+                let ours = |f: &&Frontend| is_of(self.family, f.ip) && protocol(f).is_some();
                 wanted.served.iter().filter(ours).count()
             }
             Content::Health => wanted.health.iter().filter(|at| is_of(self.family, at.ip)).count(),
@@ -219,10 +219,18 @@ pub fn changes(family: Family, old: &Wanted, new: &Wanted, guarded: bool, out: &
     }
 }
 
-/// A frontend as a member of a `hash:ip,port` set. Only TCP is served: a UDP frontend in the set would be neither
-/// refused nor answered.
+/// A frontend as a member of a `hash:ip,port` set.
 fn member(frontend: &Frontend) -> Option<String> {
-    (frontend.protocol == Protocol::Tcp).then(|| format!("{},tcp:{}", frontend.ip, frontend.port))
+    protocol(frontend).map(|protocol| format!("{},{protocol}:{}", frontend.ip, frontend.port))
+}
+
+/// The protocol as ipset spells it; none for what is not served.
+fn protocol(frontend: &Frontend) -> Option<&'static str> {
+    match frontend.protocol {
+        Protocol::Tcp => Some("tcp"),
+        Protocol::Udp => Some("udp"),
+        Protocol::Sctp => None,
+    }
 }
 
 /// Reads `ipset list -terse`: own sets by name.

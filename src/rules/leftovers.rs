@@ -41,12 +41,14 @@ pub async fn leftovers<M: Machine>(machine: &M) -> Result<Vec<String>, RulesErro
         found.extend(ipset::heads(&text).keys().map(|name| format!("ip set {name}")));
     }
     found.extend(machine.own_entries().await?.iter().map(ToString::to_string));
+    found.extend(machine.own_addresses().await?);
     Ok(found)
 }
 
 /// Removes everything of ours. Goes on after a fault and returns the first one at the end.
 pub async fn remove_leftovers<M: Machine>(machine: &M) -> Result<(), RulesError> {
-    remove_all(machine, &BTreeSet::new()).await
+    let removed = remove_all(machine, &BTreeSet::new()).await;
+    removed.and(machine.remove_own_addresses().await.map_err(RulesError::from))
 }
 
 /// As [`remove_leftovers`], where the caller remembers tables of its own making beside those that carry the mark.

@@ -6,8 +6,11 @@ use std::future::Future;
 use ipnet::IpNet;
 
 use super::apply::{Family, Firewall, HostTools, ToolError, run_tool};
+use super::legacy::conntrack;
 use super::nft;
 use super::routes::{self, Entry, RouteError};
+use crate::model::Frontend;
+use crate::net::link;
 
 /// Everything the reconciler needs of one network namespace.
 pub trait Machine: Firewall {
@@ -26,8 +29,21 @@ pub trait Machine: Firewall {
     /// Removes a route or policy rule.
     fn remove_entry(&self, entry: Entry) -> impl Future<Output = Result<(), RouteError>> + Send;
 
+    /// Addresses and links that listeners of ours brought along, each as a line for people.
+    fn own_addresses(&self) -> impl Future<Output = Result<Vec<String>, RouteError>> + Send {
+        async { Ok(Vec::new()) }
+    }
+
+    /// Removes them.
+    fn remove_own_addresses(&self) -> impl Future<Output = Result<(), RouteError>> + Send {
+        async { Ok(()) }
+    }
+
     /// Takes away an nft table that is empty. False if something is left in it; then it stays.
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool>;
+
+    /// Deletes the connection-tracking entries of UDP flows to these frontends. Returns how many there were.
+    fn forget_flows(&self, frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64>;
 
     /// A number that is another one after any change to any nft rule. `None` where it cannot be had; then the rules
     /// themselves have to be read.
@@ -67,8 +83,22 @@ impl Machine for HostTools {
         routes::remove(entry).await
     }
 
+    async fn own_addresses(&self) -> Result<Vec<String>, RouteError> {
+        let failed = |source| RouteError { what: "listing addresses".to_owned(), source };
+        link::leftovers().await.map_err(failed)
+    }
+
+    async fn remove_own_addresses(&self) -> Result<(), RouteError> {
+        let failed = |source| RouteError { what: "removing own addresses".to_owned(), source };
+        link::remove().await.map_err(failed)
+    }
+
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
         nft::remove_empty_table(family, table)
+    }
+
+    fn forget_flows(&self, frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64> {
+        conntrack::forget(frontends)
     }
 
     fn nft_generation(&self) -> Option<u32> {

@@ -21,10 +21,10 @@ pub const SET_PREFIX: &str = "edgesplice-";
 /// Routing protocol number of the routes and policy rules this program adds, shown by `ip route` as `proto 237`;
 /// unassigned in iproute2's `rt_protos`.
 pub const ROUTE_PROTOCOL: u8 = 237;
-/// The routing table that delivers refused packets to this machine itself, so that it can answer them with a reset
-/// from the address the client dialled.
+/// The routing table that delivers packets to this machine itself whatever their destination: refused ones, so that
+/// it can answer them with a reset from the address the client dialled, and datagrams of served frontends.
 pub const REFUSE_TABLE: u32 = 237;
-/// Priority of the policy rule that leads refused packets there: behind `local` (0), before `main` (32766).
+/// Priority of the policy rule that leads them there: behind `local` (0), before `main` (32766).
 pub const REFUSE_PRIORITY: u32 = 237;
 
 /// Whether a chain of that name belongs to this program, in whichever table.
@@ -48,7 +48,7 @@ pub fn skip_set(family: Family) -> &'static str {
     }
 }
 
-/// The sets behind external frontends, all but the last `hash:ip,port`; see [`super::ipset::Content`].
+/// The sets behind external frontends, all but the last `hash:ip,port`; `ipset` says what is in each.
 #[derive(Clone, Copy, Debug)]
 pub struct ExternalSets {
     /// All that are captured.

@@ -1,7 +1,7 @@
 //! What should stand in the packet filter, as data. Pure: the same input gives the same plan.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
@@ -12,7 +12,7 @@ use super::names::{
     COMMENT, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, external_sets, served_set, skip_set,
 };
 use super::routes::Entry;
-use crate::model::{Door, Frontend};
+use crate::model::{Door, Frontend, Protocol};
 
 /// What the rules are made from.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct Wanted {
     pub ranges: Vec<IpNet>,
     /// Addresses inside the ranges that are left alone: Services that opted out, `default/kubernetes`.
     pub skip: BTreeSet<IpAddr>,
-    /// The TCP frontends with a usable backend. Everything else inside the ranges is refused.
+    /// The TCP and UDP frontends that are answered. Everything else inside the ranges is refused.
     pub served: OrdSet<Frontend>,
     /// The TCP frontends outside of the ranges: node ports, external and load balancer addresses. Captured with ip
     /// sets only.
@@ -30,6 +30,8 @@ pub struct Wanted {
     pub health: OrdSet<Frontend>,
     /// The ranges of this node's pods, at most one of each family: their clients count as this node's own.
     pub pods: Vec<IpNet>,
+    /// Own addresses on which the agent answers over UDP and TCP, let in whatever rules stand below.
+    pub listeners: BTreeSet<SocketAddr>,
     /// The acceptor's port.
     pub proxy_port: u16,
     /// The mark on the agent's own packets, one bit.
@@ -46,7 +48,7 @@ pub struct Capabilities {
     pub ipset: bool,
     /// The kernel has IPv6, and `ip6tables` works.
     pub v6: bool,
-    /// The kernel has policy routing. Without: pods on a bridge whose packets pass `iptables`
+    /// The kernel has policy routing. Without: UDP is refused, and pods on a bridge whose packets pass `iptables`
     /// (`bridge-nf-call-iptables=1`) see a timeout where they should be refused.
     pub policy_routing: bool,
     /// The kernel has sets of the type `hash:ip,port,net`. Without: source ranges of load balancers hold after accept.
@@ -159,7 +161,7 @@ fn family_plan(wanted: &Wanted, capabilities: Capabilities, family: Family) -> O
     }
     let input = Input { wanted, capabilities, family, ranges: &ranges };
     let mut entries: BTreeSet<Entry> = ranges.iter().map(|range| Entry::ToRange(*range)).collect();
-    if input.resets_unserved() {
+    if capabilities.policy_routing {
         entries.insert(Entry::RefuseTable(family));
         entries.insert(Entry::RefuseRule(family, wanted.refuse_mark));
     }
@@ -190,6 +192,21 @@ impl Input<'_> {
             && doors.any(|(_, door)| !door.sources.is_empty())
     }
 
+    /// Served datagrams carry both marks: the one leads them to this machine's own sockets, the other past every
+    /// rule that would refuse or redirect them.
+    fn deliver_mark(&self) -> u32 {
+        self.wanted.own_mark | self.wanted.refuse_mark
+    }
+
+    /// Marks datagrams for delivery; `which` says those to whom. All packets of a flow, not only its first. Flows
+    /// that someone translated before this program came go on as they were.
+    fn deliver(&self, which: &str) -> String {
+        format!(
+            "{which} -m conntrack ! --ctstate DNAT -m comment --comment {COMMENT} -j MARK --set-xmark {0:#x}/{0:#x}",
+            self.deliver_mark()
+        )
+    }
+
     fn refused(&self) -> String {
         format!("-m mark --mark {0:#x}/{0:#x}", self.wanted.refuse_mark)
     }
@@ -216,6 +233,12 @@ impl Input<'_> {
     fn filter(&self) -> TablePlan {
         let (port, unreachable, refused) = (self.wanted.proxy_port, self.unreachable(), self.refused());
         let mut input = Vec::new();
+        if self.capabilities.policy_routing {
+            let mark = self.deliver_mark();
+            input.push(format!(
+                "-p udp -m mark --mark {mark:#x}/{mark:#x} -m comment --comment {COMMENT} -j ACCEPT"
+            ));
+        }
         if self.capabilities.ipset {
             input.push(format!(
                 "-p tcp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"
@@ -224,6 +247,14 @@ impl Input<'_> {
         input.push(format!(
             "-p udp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with {unreachable}"
         ));
+        for listener in self.wanted.listeners.iter().filter(|addr| is_of(self.family, addr.ip())) {
+            let (to, port) = (IpNet::from(listener.ip()), listener.port());
+            for protocol in ["udp", "tcp"] {
+                input.push(format!(
+                    "-d {to} -p {protocol} -m {protocol} --dport {port} -m comment --comment {COMMENT} -j ACCEPT"
+                ));
+            }
+        }
         let to_us = format!("-p tcp -m tcp --dport {port}");
         input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
         input.push(format!("{to_us} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"));
@@ -253,8 +284,8 @@ impl Input<'_> {
         }
     }
 
-    /// Marks new packets to a range that nobody serves. The range is matched first, so that other traffic never
-    /// pays for a set lookup.
+    /// Marks new packets to a range that nobody serves, and every datagram to a frontend that is served. The range is
+    /// matched first, so that other traffic never pays for a set lookup.
     fn mangle(&self) -> TablePlan {
         let mark = format!(
             "-m comment --comment {COMMENT} -j MARK --set-xmark {0:#x}/{0:#x}",
@@ -263,18 +294,33 @@ impl Input<'_> {
         let mut rules = vec![self.own()];
         if self.capabilities.ipset {
             let (served, skip) = (served_set(self.family), skip_set(self.family));
-            let unserved = format!("-m set ! --match-set {skip} dst -m set ! --match-set {served} dst,dst");
+            let left_alone = format!("-m set ! --match-set {skip} dst");
+            let unserved = format!("{left_alone} -m set ! --match-set {served} dst,dst");
+            let routed = self.capabilities.policy_routing;
             for range in self.ranges {
-                for protocol in ["tcp", "udp"] {
-                    rules.push(format!(
-                        "-d {range} -p {protocol} -m conntrack --ctstate NEW {unserved} {mark}"
-                    ));
+                // Datagrams that cannot be delivered are refused, served or not.
+                for (protocol, whom) in
+                    [("tcp", &unserved), ("udp", if routed { &unserved } else { &left_alone })]
+                {
+                    rules.push(format!("-d {range} -p {protocol} -m conntrack --ctstate NEW {whom} {mark}"));
+                }
+                if routed {
+                    rules.push(
+                        self.deliver(&format!("-d {range} -p udp -m set --match-set {served} dst,dst")),
+                    );
                 }
             }
             rules.extend(self.mangle_external(&mark));
         } else {
             rules.extend(self.skip_each());
-            // No UDP is served, so that it can be refused by range alone.
+            // Without sets each served frontend costs a rule; what it marks is not refused by the rule of the range.
+            if self.capabilities.policy_routing {
+                let udp = self.wanted.served.iter().filter(|frontend| frontend.protocol == Protocol::Udp);
+                for frontend in udp.filter(|frontend| is_of(self.family, frontend.ip)) {
+                    let to = IpNet::from(frontend.ip);
+                    rules.push(self.deliver(&format!("-d {to} -p udp -m udp --dport {}", frontend.port)));
+                }
+            }
             let new = "-p udp -m conntrack --ctstate NEW";
             rules.extend(self.ranges.iter().map(|range| format!("-d {range} {new} {mark}")));
         }

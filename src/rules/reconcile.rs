@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use imbl::OrdSet;
+use imbl::ordset::DiffItem;
 use tracing::{debug, info, warn};
 
 use super::apply::{Backend, Family, ToolError};
@@ -21,6 +23,7 @@ use super::plan::{Capabilities, FamilyPlan, Plan, Wanted, plan};
 use super::render;
 use super::routes::{Entry, RouteError};
 use crate::config::{InterceptSettings, IptablesBackend};
+use crate::model::{Frontend, Protocol};
 use crate::obs::api::RulesReport;
 
 /// A check may cost this share of the time between two checks.
@@ -149,9 +152,10 @@ impl<M: Machine> Reconciler<M> {
 
     /// Removes everything of ours, so that the machine is as if the agent had never been there.
     pub async fn withdraw(&mut self) -> Result<(), RulesError> {
-        self.wanted = None;
+        let served = self.wanted.take().map(|wanted| wanted.served).unwrap_or_default();
         self.report.installed = false;
         let result = remove_all(&self.machine, &self.created).await;
+        self.forget_flows(served.iter());
         if result.is_ok() {
             self.created.clear();
             self.wording.clear();
@@ -232,11 +236,35 @@ impl<M: Machine> Reconciler<M> {
         if !self.capabilities.ipset && !wanted.external.is_empty() {
             self.warn(NO_EXTERNAL.to_owned());
         }
+        if let Some(old) = &old {
+            self.forget_changed(&old.served, &wanted.served);
+        }
         if fresh {
             self.sweep_other_backend().await;
         }
         self.wanted = Some(wanted.clone());
         Ok(())
+    }
+
+    /// Flows to frontends that are served no more count as known, and known packets are not refused. Those of host
+    /// processes to frontends that were refused so far are remembered with the translation of their refusal.
+    fn forget_changed(&self, old: &OrdSet<Frontend>, new: &OrdSet<Frontend>) {
+        let changed = old.diff(new).map(|item| match item {
+            DiffItem::Add(frontend) | DiffItem::Remove(frontend) => frontend,
+        });
+        self.forget_flows(changed);
+    }
+
+    /// Ends the kernel's memory of UDP flows to `frontends`, so that their next packets are treated as new ones.
+    fn forget_flows<'a>(&self, frontends: impl Iterator<Item = &'a Frontend>) {
+        let udp: BTreeSet<Frontend> = frontends.filter(|f| f.protocol == Protocol::Udp).copied().collect();
+        if udp.is_empty() {
+            return;
+        }
+        match self.machine.forget_flows(&udp) {
+            Ok(count) => debug!(count, "forgot UDP flows"),
+            Err(error) => warn!(%error, "UDP flows of services that are gone could not be forgotten"),
+        }
     }
 
     fn give_up_sets(&mut self, why: &str) {
@@ -389,7 +417,8 @@ impl<M: Machine> Reconciler<M> {
                 Err(error) if !matches!(entry, Entry::ToRange(_)) && error.is_unsupported() => {
                     self.capabilities.policy_routing = false;
                     self.warn(format!(
-                        "the kernel has no policy routing: pods on a bridge may see a timeout instead of a refusal ({error})"
+                        "the kernel has no policy routing: UDP services are refused, and pods on a bridge may see a timeout \
+                         instead of a refusal ({error})"
                     ));
                 }
                 Err(error) => self.warn(format!(

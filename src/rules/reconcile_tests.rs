@@ -30,6 +30,7 @@ fn frontend(port: u16) -> Frontend {
 fn wanted() -> Wanted {
     Wanted {
         ranges: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
+        listeners: BTreeSet::new(),
         skip: ["10.96.0.1".parse().unwrap()].into(),
         served: [frontend(80)].into_iter().collect(),
         proxy_port: 15001,

@@ -181,7 +181,7 @@ mod tests {
         };
         let plan = plan(&wanted, ALL);
         let mangle = &plan.families[0].tables[1].chains[0];
-        insta::assert_snapshot!(mangle.rules[3..].join("\n"));
+        insta::assert_snapshot!(mangle.rules[4..].join("\n"));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The connection to an API server: configuration, credentials and TLS.
 //!
 //! The only file that names `kube`. What is asked and how answers are read stands elsewhere: this file turns a path
-//! into a stream of bytes or a [`Fault`].
+//! into a stream of bytes or a `Fault`.
 
 use std::error::Error;
 use std::fmt::Display;

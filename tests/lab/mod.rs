@@ -38,7 +38,7 @@ pub use agent::{Agent, AgentBuilder, PROGRAM, SERVICE_CIDRS};
 pub use node::{Node, Pod};
 pub use ns::Netns;
 pub use process::{Process, Run};
-pub use serve::{Server, errno, http_get, read_all, reset};
+pub use serve::{Datagrams, Server, errno, http_get, read_all, reset};
 pub use state::State;
 
 /// Distinguishes the labs of one process.

@@ -100,6 +100,18 @@ impl Netns {
         self.enter(ask).map_err(|error: std::io::Error| errno(&error))
     }
 
+    /// A UDP socket connected to `to`, from a port of its own choice or from `port`. It waits up to 2 seconds.
+    pub fn udp_from(&self, port: u16, to: &str) -> UdpSocket {
+        let to: SocketAddr = to.parse().unwrap_or_else(|error| panic!("{to}: {error}"));
+        let any = if to.is_ipv4() { "0.0.0.0" } else { "::" };
+        self.enter(|| {
+            let socket = UdpSocket::bind((any, port)).unwrap_or_else(|error| panic!("port {port}: {error}"));
+            socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
+            socket.connect(to).unwrap_or_else(|error| panic!("{to}: {error}"));
+            socket
+        })
+    }
+
     /// A command in the namespace, not yet started.
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new("ip");

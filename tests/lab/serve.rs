@@ -1,7 +1,7 @@
 //! Small scripted servers and clients, for behaviour that no ordinary server can be made to show.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -88,6 +88,60 @@ impl Drop for Server {
     fn drop(&mut self) {
         // Wakes the thread in `accept`, which then ends.
         let _ = SockRef::from(&self.listener).shutdown(Shutdown::Both);
+    }
+}
+
+/// A UDP server with a scripted answer, on both families. Stops when dropped.
+pub struct Datagrams {
+    socket: UdpSocket,
+    answered: Arc<AtomicUsize>,
+}
+
+impl Datagrams {
+    /// Listens on `port` in the namespace; what `script` gives for a datagram is sent back.
+    pub fn start(ns: &Netns, port: u16, script: impl Fn(&[u8]) -> Option<Vec<u8>> + Send + 'static) -> Self {
+        let socket = ns
+            .enter(|| UdpSocket::bind(("::", port)))
+            .unwrap_or_else(|error| panic!("UDP port {port}: {error}"));
+        let (serving, answered) =
+            (socket.try_clone().expect("a second handle"), Arc::new(AtomicUsize::new(0)));
+        let count = Arc::clone(&answered);
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 65_536];
+            // A shutdown wakes the thread with an empty datagram from nowhere.
+            while let Ok((length, from)) = serving.recv_from(&mut buffer) {
+                if from.port() == 0 {
+                    break;
+                }
+                count.fetch_add(1, Ordering::Relaxed);
+                if let Some(answer) = script(&buffer[..length]) {
+                    let _ = serving.send_to(&answer, from);
+                }
+            }
+        });
+        Self { socket, answered }
+    }
+
+    /// Sends back what comes.
+    pub fn echo(ns: &Netns, port: u16) -> Self {
+        Self::start(ns, port, |datagram| Some(datagram.to_vec()))
+    }
+
+    /// Answers each datagram with `name`.
+    pub fn named(ns: &Netns, port: u16, name: &str) -> Self {
+        let name = name.to_owned();
+        Self::start(ns, port, move |_| Some(name.clone().into_bytes()))
+    }
+
+    /// How many datagrams it has got.
+    pub fn taken(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Datagrams {
+    fn drop(&mut self) {
+        let _ = SockRef::from(&self.socket).shutdown(Shutdown::Both);
     }
 }
 

@@ -9,6 +9,7 @@ mod ports;
 mod reach;
 
 use crate::config::Settings;
+use crate::dns;
 use crate::obs::api::{Finding, Severity};
 use crate::rules;
 
@@ -45,6 +46,7 @@ pub fn check(settings: &Settings) -> anyhow::Result<Checkup> {
         }
         let rules = rules::checkup(&settings.intercept, &ranges).await;
         findings.extend(rules.findings.into_iter().map(from_rules));
+        findings.extend(dns::probe::findings(&settings.dns).await);
         findings.extend(ports::check(settings));
         findings.extend(disk::check(&settings.state_dir));
         findings.extend(clock::check().await);

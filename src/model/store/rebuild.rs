@@ -9,7 +9,7 @@ use crate::source::slim;
 use super::super::build::{Built, Sources, World, build, cluster_ips};
 use super::super::exposure::here;
 use super::super::index::Dep;
-use super::super::types::{Frontend, NotProxied, Protocol, ServicePort, Snapshot};
+use super::super::types::{Frontend, Names, NotProxied, Protocol, ServiceId, ServicePort, Snapshot};
 use super::{Slot, Store};
 
 /// The most warnings a snapshot carries; a broken feed must not fill the memory.
@@ -128,6 +128,15 @@ impl Store {
         } else if next.services.get(&id).is_none_or(|ips| **ips != *slot.ips) {
             next.services.insert(id.clone(), Arc::from(&*slot.ips));
         }
+        let cluster_dns = slot.service.as_ref().is_some_and(|service| service.cluster_dns);
+        if cluster_dns != next.cluster_dns.contains(&id) {
+            if cluster_dns {
+                next.cluster_dns.insert(id.clone());
+            } else {
+                next.cluster_dns.remove(&id);
+            }
+        }
+        rename(&id, built.names, next);
         if slot.is_empty() {
             self.ids.remove(&id);
             self.slots[number as usize] = Slot::default();
@@ -168,6 +177,11 @@ impl Store {
         for ip in touched {
             let claimants: Vec<u32> = self.claims.range((*ip, 0)..=(*ip, u32::MAX)).map(|c| c.1).collect();
             let owner = claimants.iter().copied().max_by(|a, b| self.age(*a).cmp(&self.age(*b)));
+            match owner.and_then(|owner| self.slots[owner as usize].id.as_ref()) {
+                Some(id) if next.owners.get(ip) == Some(id) => {}
+                Some(id) => _ = next.owners.insert(*ip, id.clone()),
+                None => _ = next.owners.remove(ip),
+            }
             let mut wanted: BTreeMap<Frontend, Arc<ServicePort>> = BTreeMap::new();
             for port in owner.iter().flat_map(|owner| &self.slots[*owner as usize].ports) {
                 wanted.insert(frontend(*ip, port), port.clone());
@@ -228,6 +242,7 @@ impl Store {
         cidrs.sort_unstable();
         cidrs.dedup();
         next.service_cidrs = cidrs;
+        next.namespaces = self.namespaces.clone();
 
         let mut warnings = Vec::new();
         let mut ips = BTreeSet::new();
@@ -268,6 +283,30 @@ impl Store {
             list.push(format!("and {more} more warnings"));
         }
         list
+    }
+}
+
+/// Puts what DNS knows of a Service in the place of what it knew.
+fn rename(id: &ServiceId, names: Option<Names>, next: &mut Snapshot) {
+    let old = next.names.get(id).cloned();
+    if old.as_deref() == names.as_ref() {
+        return;
+    }
+    let hosts = |names: Option<&Names>| match names {
+        Some(Names::Headless(endpoints)) => {
+            endpoints.iter().filter_map(|e| Some((e.ip, e.hostname.clone()?))).collect::<Vec<_>>()
+        }
+        _ => Vec::new(),
+    };
+    for (ip, _) in hosts(old.as_deref()) {
+        next.hosts.remove(&(ip, id.clone()));
+    }
+    for (ip, hostname) in hosts(names.as_ref()) {
+        next.hosts.insert((ip, id.clone()), hostname);
+    }
+    match names {
+        Some(names) => _ = next.names.insert(id.clone(), Arc::new(names)),
+        None => _ = next.names.remove(id),
     }
 }
 

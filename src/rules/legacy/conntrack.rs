@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use crate::net::listening::Listening;
 use anyhow::Context as _;
-use netlink_packet_netfilter::conntrack::{ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Tuple};
+use netlink_packet_netfilter::conntrack::{
+    ConntrackAttribute, ConntrackMessage, IPTuple, ProtoTuple, Protocol as TrackedProtocol, Tuple,
+};
 use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
@@ -14,6 +16,8 @@ use rtnetlink::packet_core::{
 };
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
+
+use crate::model::{Frontend, Protocol};
 
 /// Where dead entries lead: an address, and a port or all.
 pub(super) type Targets = BTreeSet<(IpAddr, Option<u16>)>;
@@ -24,12 +28,42 @@ pub(super) type Targets = BTreeSet<(IpAddr, Option<u16>)>;
 /// Blocks for the time of one dump: it runs at the end of a command, and the thread must not change, because another
 /// one could stand in another network namespace.
 pub(super) fn delete(targets: &Targets, listeners: &[Listening]) -> anyhow::Result<u64> {
+    delete_if(NetfilterProtoFamily::IPv4, |entry| leads_to(entry, targets, listeners))
+}
+
+/// Deletes every entry of the calling thread's network namespace that belongs to a UDP flow to one of `frontends`.
+/// Returns how many there were. Blocks for the time of one dump, as [`delete`] does.
+pub(in crate::rules) fn forget(frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64> {
+    let mut deleted = 0;
+    for (family, v4) in [(NetfilterProtoFamily::IPv4, true), (NetfilterProtoFamily::IPv6, false)] {
+        if frontends.iter().any(|frontend| frontend.ip.is_ipv4() == v4) {
+            deleted += delete_if(family, |entry| is_udp_flow_to(entry, frontends))?;
+        }
+    }
+    Ok(deleted)
+}
+
+fn is_udp_flow_to(entry: &[ConntrackAttribute], frontends: &BTreeSet<Frontend>) -> bool {
+    let original = entry.iter().find_map(|part| match part {
+        ConntrackAttribute::CtaTupleOrig(tuple) => Some(tuple),
+        _ => None,
+    });
+    original
+        .filter(|tuple| is_udp(tuple))
+        .and_then(|tuple| address(tuple, false))
+        .is_some_and(|(ip, port)| frontends.contains(&Frontend { ip, port, protocol: Protocol::Udp }))
+}
+
+fn delete_if(
+    family: NetfilterProtoFamily,
+    which: impl Fn(&[ConntrackAttribute]) -> bool,
+) -> anyhow::Result<u64> {
     let mut socket = Socket::new(NETLINK_NETFILTER).context("cannot open a netfilter netlink socket")?;
     socket.bind_auto().context("cannot bind the netfilter netlink socket")?;
     socket.connect(&SocketAddr::new(0, 0)).context("cannot connect the netfilter netlink socket")?;
     let mut dead = Vec::new();
-    request(&socket, NLM_F_DUMP, ConntrackMessage::Get(Vec::new()), |entry| {
-        if leads_to(&entry, targets, listeners) {
+    request(&socket, family, NLM_F_DUMP, ConntrackMessage::Get(Vec::new()), |entry| {
+        if which(&entry) {
             dead.push(entry);
         }
     })
@@ -38,7 +72,7 @@ pub(super) fn delete(targets: &Targets, listeners: &[Listening]) -> anyhow::Resu
     for entry in dead {
         let key =
             entry.into_iter().filter(|part| matches!(part, ConntrackAttribute::CtaTupleOrig(_))).collect();
-        match request(&socket, NLM_F_ACK, ConntrackMessage::Delete(key), |_| {}) {
+        match request(&socket, family, NLM_F_ACK, ConntrackMessage::Delete(key), |_| {}) {
             Ok(()) => deleted += 1,
             // It ended by itself in the meantime.
             Err(Failure::Kernel(nix::errno::Errno::ENOENT)) => {}
@@ -61,13 +95,14 @@ enum Failure {
 
 fn request(
     socket: &Socket,
+    family: NetfilterProtoFamily,
     flags: u16,
     message: ConntrackMessage,
     mut each: impl FnMut(Vec<ConntrackAttribute>),
 ) -> Result<(), Failure> {
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | flags;
-    let family = NetfilterHeader::new(NetfilterProtoFamily::IPv4, 0, 0);
+    let family = NetfilterHeader::new(family, 0, 0);
     let mut packet =
         NetlinkMessage::new(header, NetlinkPayload::from(NetfilterMessage::new(family, message)));
     packet.finalize();
@@ -115,6 +150,11 @@ fn leads_to(entry: &[ConntrackAttribute], targets: &Targets, listeners: &[Listen
     asked != answers
         && !listeners.iter().any(alive)
         && (targets.contains(&(answers, None)) || targets.contains(&(answers, Some(port))))
+}
+
+fn is_udp(tuple: &[Tuple]) -> bool {
+    let is_udp = |part: &ProtoTuple| matches!(part, ProtoTuple::Protocol(TrackedProtocol::Udp));
+    tuple.iter().any(|part| matches!(part, Tuple::Proto(parts) if parts.iter().any(is_udp)))
 }
 
 /// The source or the destination of one direction.

@@ -7,7 +7,7 @@
 //! installs: that is the business of the parent module.
 
 mod backup;
-mod conntrack;
+pub(super) mod conntrack;
 mod facts;
 mod files;
 mod items;

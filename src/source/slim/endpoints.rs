@@ -64,6 +64,8 @@ pub struct Endpoint {
     pub node: Option<Arc<str>>,
     /// The zone it runs in.
     pub zone: Option<Arc<str>>,
+    /// `hostname`, its name below the Service's in DNS.
+    pub hostname: Option<Arc<str>>,
     /// `targetRef.name`, where that is a Pod of the same namespace.
     pub pod: Option<Arc<str>>,
     /// Whom it should serve.
@@ -132,6 +134,8 @@ struct RawEndpoint {
     #[serde(default)]
     node_name: Option<Arc<str>>,
     #[serde(default)]
+    hostname: Option<Arc<str>>,
+    #[serde(default)]
     zone: Option<Arc<str>>,
     #[serde(default)]
     target_ref: Option<TargetRef>,
@@ -196,6 +200,8 @@ struct RawSubset {
 struct RawAddress {
     ip: Address,
     #[serde(default)]
+    hostname: Option<Arc<str>>,
+    #[serde(default)]
     node_name: Option<Arc<str>>,
     #[serde(default)]
     target_ref: Option<TargetRef>,
@@ -235,6 +241,7 @@ fn endpoint(raw: RawEndpoint, namespace: &str) -> Option<Endpoint> {
         terminating: raw.conditions.terminating.unwrap_or(false),
         node: named(raw.node_name),
         zone: named(raw.zone),
+        hostname: named(raw.hostname),
         pod: pod_of(raw.target_ref, namespace),
         hints: (hints != Hints::default()).then(|| Box::new(hints)),
     })
@@ -248,6 +255,7 @@ fn address(raw: RawAddress, namespace: &str, ready: bool) -> Endpoint {
         terminating: false,
         node: named(raw.node_name),
         zone: None,
+        hostname: named(raw.hostname),
         pod: pod_of(raw.target_ref, namespace),
         hints: None,
     }

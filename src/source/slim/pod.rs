@@ -19,6 +19,8 @@ pub struct Pod {
     pub node: Option<Arc<str>>,
     /// `hostNetwork`.
     pub host_network: bool,
+    /// `hostname` and `subdomain`, where it has both: its name in DNS below the headless Service `subdomain`.
+    pub dns_name: Option<Box<(Arc<str>, Arc<str>)>>,
     /// Its named or published ports: those of its containers, then those of its sidecars (init containers with
     /// `restartPolicy: Always`).
     pub ports: Box<[PodPort]>,
@@ -78,6 +80,10 @@ struct RawSpec {
     node_name: Option<Arc<str>>,
     #[serde(default, deserialize_with = "nullable")]
     host_network: bool,
+    #[serde(default)]
+    hostname: Option<Arc<str>>,
+    #[serde(default)]
+    subdomain: Option<Arc<str>>,
     #[serde(default, deserialize_with = "nullable")]
     containers: Vec<RawContainer>,
     #[serde(default, deserialize_with = "nullable")]
@@ -169,6 +175,7 @@ impl<'de> Deserialize<'de> for Pod {
             namespace: metadata.namespace(),
             node: spec.node_name.filter(|n| !n.is_empty()),
             host_network: spec.host_network,
+            dns_name: spec.hostname.zip(spec.subdomain).map(Box::new),
             ports: spec
                 .containers
                 .into_iter()

@@ -25,6 +25,10 @@ pub struct Service {
     pub headless: bool,
     /// `type: ExternalName`; the `ClusterIPs` play no part then.
     pub external_name: bool,
+    /// `externalName`, without a dot at its end.
+    pub external_target: Option<Box<str>>,
+    /// Label `k8s-app: kube-dns`, or `kube-system/kube-dns` itself: the cluster's DNS.
+    pub cluster_dns: bool,
     /// The ports.
     pub ports: Box<[ServicePort]>,
     /// The selector, sorted by key.
@@ -146,6 +150,8 @@ struct RawSpec {
     load_balancer_source_ranges: Vec<Box<str>>,
     #[serde(default, deserialize_with = "nullable")]
     health_check_node_port: u16,
+    #[serde(default)]
+    external_name: Option<Box<str>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -194,6 +200,9 @@ impl<'de> Deserialize<'de> for Service {
                 cluster_ips.push(*ip);
             }
         }
+        let named_so = &*metadata.namespace() == "kube-system" && &*metadata.name.0 == "kube-dns";
+        let cluster_dns = named_so || metadata.label("k8s-app") == Some("kube-dns");
+        let external_target = spec.external_name.as_deref().map(|name| name.trim_end_matches('.'));
         let timeout = spec.session_affinity_config.client_ip.timeout_seconds.filter(|s| *s > 0);
         Ok(Self {
             opt_out: metadata.opt_out(),
@@ -207,6 +216,8 @@ impl<'de> Deserialize<'de> for Service {
             cluster_ips: cluster_ips.into(),
             headless: written[0] == ClusterIp::Headless,
             external_name: spec.kind.as_deref() == Some("ExternalName"),
+            external_target: external_target.filter(|name| !name.is_empty()).map(Box::from),
+            cluster_dns,
             ports: spec.ports.into_iter().map(ServicePort::from).collect(),
             selector: spec
                 .selector

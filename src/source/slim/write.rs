@@ -122,7 +122,12 @@ fn service(o: &Service) -> Value {
         .with("edgesplice.io/connect-timeout", o.connect_timeout.as_deref())
         .with("edgesplice.io/max-connections", o.max_connections.as_deref())
         .with("edgesplice.io/proxy-protocol", o.proxy_protocol.as_deref());
-    let metadata = meta(&o.namespace, &o.name, o.opt_out.as_ref())
+    let mut labels = o.opt_out.as_ref().map(opt_out_label).unwrap_or_default();
+    if o.cluster_dns {
+        labels.insert("k8s-app".to_owned(), "kube-dns".into());
+    }
+    let metadata = meta(&o.namespace, &o.name, None)
+        .with("labels", labels)
         .with("annotations", annotations)
         .with("creationTimestamp", o.created.as_deref().unwrap_or(""))
         .with("resourceVersion", o.resource_version.to_string());
@@ -144,6 +149,7 @@ fn service(o: &Service) -> Value {
         .with("loadBalancerSourceRanges", ranges)
         .with("healthCheckNodePort", exposure.health_check_port.map_or(Value::Null, Value::from))
         .with("type", kind)
+        .with("externalName", o.external_target.as_deref().unwrap_or(""))
         .with("clusterIPs", cluster_ips)
         .with("ports", ports)
         .with("selector", pairs(&o.selector))
@@ -215,6 +221,7 @@ fn slice_endpoint(e: &Endpoint) -> Value {
         .with("conditions", conditions)
         .with("nodeName", text(e.node.as_ref()))
         .with("zone", text(e.zone.as_ref()))
+        .with("hostname", text(e.hostname.as_ref()))
         .with("targetRef", target_ref(e.pod.as_ref()))
         .with("hints", hints)
         .into()
@@ -226,6 +233,7 @@ fn endpoints(o: &Endpoints) -> Value {
             Fields::default()
                 .with("ip", address(&e.address))
                 .with("nodeName", text(e.node.as_ref()))
+                .with("hostname", text(e.hostname.as_ref()))
                 .with("targetRef", target_ref(e.pod.as_ref()))
                 .into()
         };
@@ -260,9 +268,12 @@ fn pod(o: &Pod) -> Value {
         .with("labels", pairs(&o.labels))
         // Only its presence is read.
         .with("deletionTimestamp", if o.terminating { "1970-01-01T00:00:00Z" } else { "" });
+    let (hostname, subdomain) = o.dns_name.as_deref().map(|(host, domain)| (host, domain)).unzip();
     let spec = Fields::default()
         .with("nodeName", text(o.node.as_ref()))
         .with("hostNetwork", o.host_network)
+        .with("hostname", text(hostname))
+        .with("subdomain", text(subdomain))
         .with("containers", containers);
     let ready = if o.ready { json!([{ "type": "Ready", "status": "True" }]) } else { Value::Null };
     let phase = match o.phase {
@@ -333,7 +344,7 @@ mod tests {
         (
             Kind::Service,
             r#"{"metadata":{"name":"a","namespace":"n","resourceVersion":"42","creationTimestamp":"2026-01-01T00:00:00Z",
-            "labels":{"noproxy":"edgemesh"},"annotations":{"edgesplice.io/load-balancing":"header:X-User",
+            "labels":{"noproxy":"edgemesh","k8s-app":"kube-dns"},"annotations":{"edgesplice.io/load-balancing":"header:X-User",
               "edgesplice.io/connect-timeout":"2s","edgesplice.io/max-connections":"7","edgesplice.io/proxy-protocol":"v2"}},
             "spec":{"clusterIP":"10.96.0.9","clusterIPs":["10.96.0.9","fd00::9"],"selector":{"app":"a","b":""},
             "sessionAffinity":"ClientIP","sessionAffinityConfig":{"clientIP":{"timeoutSeconds":60}},
@@ -345,7 +356,7 @@ mod tests {
         (
             Kind::Service,
             r#"{"metadata":{"name":"e","labels":{"service.kubernetes.io/service-proxy-name":""}},
-            "spec":{"type":"ExternalName","clusterIP":"10.96.0.8","sessionAffinity":"ClientIP"}}"#,
+            "spec":{"type":"ExternalName","externalName":"db.example.","clusterIP":"10.96.0.8","sessionAffinity":"ClientIP"}}"#,
         ),
         (Kind::EndpointSlice, r#"{"metadata":{"name":"s"},"addressType":"IPv4"}"#),
         (
@@ -353,7 +364,7 @@ mod tests {
             r#"{"metadata":{"name":"s-1","namespace":"n","labels":{"kubernetes.io/service-name":"a","service.kubernetes.io/headless":""}},
             "addressType":"IPv6","ports":[{"name":"http","port":8080},{"name":"x","protocol":"UDP","port":null}],
             "endpoints":[{"addresses":["fd00::1","fd00::2"],"conditions":{"ready":false,"serving":true,"terminating":true},
-            "nodeName":"edge-1","zone":"z","targetRef":{"kind":"Pod","name":"a-1","namespace":"n"},
+            "nodeName":"edge-1","zone":"z","hostname":"a-1","targetRef":{"kind":"Pod","name":"a-1","namespace":"n"},
             "hints":{"forZones":[{"name":"z"}],"forNodes":[{"name":"edge-1"}]}},{"addresses":["not an address"]},
             {"addresses":["010.0.0.1"],"conditions":{"ready":true,"serving":false}}]}"#,
         ),
@@ -365,14 +376,14 @@ mod tests {
         (
             Kind::Endpoints,
             r#"{"metadata":{"name":"a","namespace":"n","labels":{"service.edgemesh.kubeedge.io/service-proxy-name":"x"}},
-            "subsets":[{"addresses":[{"ip":"10.0.0.1","nodeName":"e","targetRef":{"kind":"Pod","name":"p"}}],
+            "subsets":[{"addresses":[{"ip":"10.0.0.1","nodeName":"e","hostname":"p","targetRef":{"kind":"Pod","name":"p"}}],
             "notReadyAddresses":[{"ip":"10.0.0.2"}],"ports":[{"port":80},{"name":"u","port":81,"protocol":"UDP"}]},{}]}"#,
         ),
         (Kind::Pod, r#"{"metadata":{"name":"p"}}"#),
         (
             Kind::Pod,
             r#"{"metadata":{"name":"p","namespace":"n","labels":{"app":"a"},"deletionTimestamp":"2026-01-01T00:00:00Z"},
-            "spec":{"nodeName":"e","hostNetwork":true,"containers":[{"ports":[{"name":"web","containerPort":80,"hostPort":8080,"hostIP":"10.0.0.9"},
+            "spec":{"nodeName":"e","hostNetwork":true,"hostname":"p","subdomain":"a","containers":[{"ports":[{"name":"web","containerPort":80,"hostPort":8080,"hostIP":"10.0.0.9"},
             {"containerPort":9,"hostPort":9,"protocol":"UDP","hostIP":"oops"}]}],"initContainers":[{"restartPolicy":"Always","ports":[{"name":"m","containerPort":1}]}]},
             "status":{"phase":"Running","conditions":[{"type":"Ready","status":"True"}],"podIP":"10.1.0.1","hostIPs":[{"ip":"10.0.0.9"},{"ip":"fd00::9"}]}}"#,
         ),

@@ -1,0 +1,79 @@
+//! The DNS server, wired: what it may not ask, where it listens, and which streams are its.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Acquire;
+
+use tokio::runtime::Handle;
+use tracing::{info, warn};
+
+use crate::config::{DnsMode, Settings};
+use crate::dns::{Current, Dns};
+use crate::model::{Frontend, Protocol};
+use crate::net::link;
+use crate::proxy::{Handler, Takeover};
+
+use super::control::Shared;
+
+/// Starts the DNS server, unless it is switched off. An address where it cannot listen is no reason not to serve:
+/// the cluster's own DNS addresses are answered all the same.
+pub(super) async fn start(
+    settings: &Settings,
+    shared: &Arc<Shared>,
+    runtimes: &[Handle],
+) -> anyhow::Result<Option<Dns>> {
+    if settings.dns.mode == DnsMode::Off {
+        return Ok(None);
+    }
+    let state = Arc::clone(shared);
+    let current: Current = Arc::new(move || state.loaded.load(Acquire).then(|| state.snapshot.load_full()));
+    let state = Arc::clone(shared);
+    let own = Arc::new(move |addr: SocketAddr| addr.ip().is_unspecified() || state.is_captured(addr.ip()));
+    // Questions are few; one thread answers them, the last, where fewer UDP services are.
+    let runtime = runtimes.last().cloned().unwrap_or_else(Handle::current);
+    let dns = Dns::new(&settings.dns, runtime, current, own, settings.intercept.own_mark)?;
+    let mut listening = std::collections::BTreeSet::new();
+    let mut faults = Vec::new();
+    for addr in &settings.dns.listen {
+        if let Err(error) = link::bring(addr.ip()).await {
+            warn!(%addr, %error, "the address cannot be added to this machine");
+        }
+        match dns.listen(*addr) {
+            Ok(()) => _ = listening.insert(*addr),
+            Err(error) => faults.push(format!("{error:#}")),
+        }
+    }
+    for fault in &faults {
+        warn!("{fault}");
+    }
+    info!(listening = ?listening, domain = settings.dns.domain, "answering names");
+    shared.dns_faults.store(Arc::new(faults));
+    shared.dns_listen.store(Arc::new(listening));
+    let _ = shared.resolver.set(dns.resolver());
+    Ok(Some(dns))
+}
+
+/// Takes away the addresses that were brought along.
+pub(super) async fn end(settings: &Settings) {
+    if settings.dns.mode == DnsMode::Off {
+        return;
+    }
+    if let Err(error) = link::remove().await {
+        warn!(%error, "the DNS server's own address could not be taken away; `edgesplice cleanup` removes it");
+    }
+}
+
+/// Streams to the cluster's own DNS are answered here.
+pub(super) fn takeover(shared: &Arc<Shared>) -> Takeover {
+    let shared = Arc::clone(shared);
+    Arc::new(move |dst| {
+        let frontend = Frontend { ip: dst.ip(), port: dst.port(), protocol: Protocol::Tcp };
+        if !shared.dns.load().contains(&frontend) {
+            return None;
+        }
+        let resolver = Arc::clone(shared.resolver.get()?);
+        let handler: Handler =
+            Box::new(move |stream, client| Box::pin(resolver.serve_stream(stream, client)));
+        Some(handler)
+    })
+}

@@ -1,0 +1,273 @@
+//! Names: the cluster's own from the snapshot, all others from the node's DNS servers.
+//!
+//! `serve` holds the sockets, `message` reads queries and writes answers, `zone` knows the cluster's names, `forward`
+//! asks `servers` for the others and keeps what they say in `cache`, `limit` keeps one client from taking it all,
+//! `probe` looks at who else answers names on this machine. `wire`, `message`, `zone`, `cache` and `limit` are pure.
+//! What does not belong here: how packets get here (`rules`), and which Services exist (`model`).
+
+pub mod cache;
+pub mod forward;
+pub mod limit;
+pub mod message;
+pub mod probe;
+mod serve;
+pub mod servers;
+pub mod wire;
+pub mod zone;
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use anyhow::Context as _;
+use hickory_proto::op::ResponseCode;
+use hickory_proto::rr::Name;
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::DnsSettings;
+use crate::model::{Frontend, Snapshot};
+use crate::net::sock;
+
+use forward::Forwarder;
+use limit::Limit;
+use message::{Packet, Query};
+use servers::{Own, Servers};
+use wire::flag;
+use zone::{Outcome, Zone};
+
+/// The snapshot in force; `None` until there is one.
+pub type Current = Arc<dyn Fn() -> Option<Arc<Snapshot>> + Send + Sync>;
+
+/// What the DNS server has seen.
+#[derive(Debug, Default)]
+pub struct DnsCounters {
+    /// Queries for the cluster's names.
+    pub cluster: AtomicU64,
+    /// Queries for others.
+    pub foreign: AtomicU64,
+    /// Queries and other packets that were refused or dropped.
+    pub refused: AtomicU64,
+}
+
+/// The DNS server. One owner opens and closes the cluster's own DNS addresses as the snapshot changes.
+pub struct Dns {
+    resolver: Arc<Resolver>,
+    runtime: Handle,
+    own_mark: u32,
+    frontends: HashMap<Frontend, CancellationToken>,
+}
+
+/// What all sockets share.
+pub struct Resolver {
+    zone: Zone,
+    current: Current,
+    forwarder: Arc<Forwarder>,
+    limit: Mutex<Limit>,
+    counters: DnsCounters,
+}
+
+impl Dns {
+    /// A server that listens nowhere yet; work will be done on `runtime`. `own` says which addresses lead back to
+    /// this agent, so that they are never asked.
+    pub fn new(
+        settings: &DnsSettings,
+        runtime: Handle,
+        current: Current,
+        own: Own,
+        own_mark: u32,
+    ) -> anyhow::Result<Self> {
+        let zone = Zone::new(&settings.domain).context("dns.domain is no domain name")?;
+        let listen = settings.listen.clone();
+        let own: Own = Arc::new(move |addr| listen.contains(&addr) || own(addr));
+        let servers = Servers::new(settings.upstreams.clone(), probe::RESOLV_CONF.into(), own);
+        let resolver = Resolver {
+            zone,
+            current,
+            forwarder: Arc::new(Forwarder::new(servers, own_mark)),
+            limit: Mutex::default(),
+            counters: DnsCounters::default(),
+        };
+        Ok(Self { resolver: Arc::new(resolver), runtime, own_mark, frontends: HashMap::new() })
+    }
+
+    /// What answers, for streams that come in elsewhere, and for its numbers.
+    pub fn resolver(&self) -> Arc<Resolver> {
+        Arc::clone(&self.resolver)
+    }
+
+    /// Listens on an address of this machine, over UDP and TCP, until the process ends.
+    pub fn listen(&self, addr: SocketAddr) -> anyhow::Result<()> {
+        let hint =
+            || format!("cannot answer DNS on {addr}; give another address with --dns-listen, or --dns off");
+        let udp = sock::udp_listen(addr).with_context(hint)?;
+        let tcp = sock::tcp_listen(addr).with_context(hint)?;
+        let _context = self.runtime.enter();
+        let (udp, tcp) = (serve::udp(udp)?, serve::tcp(tcp)?);
+        self.runtime.spawn(serve::datagrams(udp, self.resolver(), CancellationToken::new()));
+        self.runtime.spawn(serve::accept(tcp, self.resolver()));
+        Ok(())
+    }
+
+    /// Answers at `frontend`, the cluster's own DNS. Streams to it come in through the data plane.
+    pub fn open(&mut self, frontend: Frontend) -> io::Result<()> {
+        if self.frontends.contains_key(&frontend) {
+            return Ok(());
+        }
+        let closed = CancellationToken::new();
+        if frontend.protocol == crate::model::Protocol::Udp {
+            let socket = sock::udp_transparent(frontend.addr(), self.own_mark)?;
+            let _context = self.runtime.enter();
+            let socket = serve::udp(socket)?;
+            self.runtime.spawn(serve::datagrams(socket, self.resolver(), closed.clone()));
+        }
+        self.frontends.insert(frontend, closed);
+        Ok(())
+    }
+
+    /// Answers at `frontend` no more.
+    pub fn close(&mut self, frontend: &Frontend) {
+        if let Some(closed) = self.frontends.remove(frontend) {
+            closed.cancel();
+        }
+    }
+}
+
+impl std::fmt::Debug for Resolver {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Resolver").field("zone", &self.zone).finish_non_exhaustive()
+    }
+}
+
+/// What is to be done with a packet.
+enum Step {
+    /// Send this.
+    Reply(Vec<u8>),
+    /// Ask others first.
+    Ask(Box<Query>),
+    /// Nothing.
+    Drop,
+}
+
+impl Resolver {
+    /// What has been seen of queries.
+    pub fn counters(&self) -> &DnsCounters {
+        &self.counters
+    }
+
+    /// What has been seen of foreign names.
+    pub fn forwarder(&self) -> &Forwarder {
+        &self.forwarder
+    }
+
+    /// Serves a TCP connection to its end.
+    pub async fn serve_stream(self: Arc<Self>, stream: TcpStream, client: SocketAddr) {
+        serve::stream(stream, client.ip().to_canonical(), self).await;
+    }
+
+    /// Answers what can be answered from memory.
+    fn begin(&self, packet: &[u8], client: IpAddr, tcp: bool) -> Step {
+        let query = match message::read(packet) {
+            Packet::Query(query) => query,
+            Packet::Refused(answer) => {
+                self.counters.refused.fetch_add(1, Relaxed);
+                return Step::Reply(answer);
+            }
+            Packet::Noise => {
+                self.counters.refused.fetch_add(1, Relaxed);
+                return Step::Drop;
+            }
+        };
+        // A flood gets short answers that say "over TCP": whoever really waits can go on, forged senders cannot.
+        let admitted =
+            tcp || self.limit.lock().unwrap_or_else(PoisonError::into_inner).admit(client, Instant::now());
+        if !admitted {
+            self.counters.refused.fetch_add(1, Relaxed);
+            return Step::Reply(query.truncated(0));
+        }
+        let current = (self.current)();
+        let Some(snapshot) = current else {
+            // No word of "no such name" before the Services are known: it would be remembered.
+            if self.zone.contains(&query.name) {
+                self.counters.cluster.fetch_add(1, Relaxed);
+                return Step::Reply(query.fail(ResponseCode::ServFail));
+            }
+            return Step::Ask(query);
+        };
+        let limit = query.limit(tcp);
+        let reply = match self.zone.answer(&snapshot, &query.name, query.kind) {
+            Outcome::Foreign | Outcome::Alias { .. } => return Step::Ask(query),
+            Outcome::Found { records, additional } => {
+                let soa = records.is_empty().then(|| self.zone.soa());
+                query.answer(ResponseCode::NoError, records, soa.as_ref(), additional, limit)
+            }
+            Outcome::Unknown => {
+                query.answer(ResponseCode::NXDomain, Vec::new(), Some(&self.zone.soa()), Vec::new(), limit)
+            }
+        };
+        self.counters.cluster.fetch_add(1, Relaxed);
+        Step::Reply(reply)
+    }
+
+    /// Answers with the help of others.
+    async fn finish(&self, query: &Query, tcp: bool) -> Vec<u8> {
+        let outcome = (self.current)().map(|snapshot| self.zone.answer(&snapshot, &query.name, query.kind));
+        if let Some(Outcome::Alias { records, target }) = outcome {
+            self.counters.cluster.fetch_add(1, Relaxed);
+            return self.follow(query, records, target, tcp).await;
+        }
+        self.counters.foreign.fetch_add(1, Relaxed);
+        self.relay(query, tcp).await
+    }
+
+    /// Relays what a foreign server says.
+    async fn relay(&self, query: &Query, tcp: bool) -> Vec<u8> {
+        let Some(kept) = self.forwarder.ask(query, tcp).await else {
+            return query.fail(ResponseCode::ServFail);
+        };
+        let theirs = kept.flags() & (flag::CODE | flag::TRUNCATED | flag::AUTHENTIC);
+        let ours = query.flags & (flag::RECURSION_DESIRED | flag::UNCHECKED);
+        let flags = theirs | ours | flag::RESPONSE | flag::RECURSION_AVAILABLE;
+        let mut answer = kept.render(query.id, flags, &query.question, Instant::now());
+        if let Some(edns) = query.edns {
+            wire::add_opt(&mut answer, edns.dnssec);
+        }
+        if answer.len() > query.limit(tcp) { query.truncated(0) } else { answer }
+    }
+
+    /// Adds to an alias what its foreign target has. Without that the alias alone is an answer.
+    async fn follow(
+        &self,
+        query: &Query,
+        mut records: Vec<hickory_proto::rr::Record>,
+        target: Name,
+        tcp: bool,
+    ) -> Vec<u8> {
+        if let Some(onward) =
+            question(&target, query).map(|question| Query { question, name: target, ..query.clone() })
+            && let Some(kept) = self.forwarder.ask(&onward, tcp).await
+        {
+            let packet = kept.render(0, kept.flags(), &onward.question, Instant::now());
+            if let Ok(message) = hickory_proto::op::Message::from_vec(&packet) {
+                records.extend(message.answers);
+            }
+        }
+        query.answer(ResponseCode::NoError, records, None, Vec::new(), query.limit(tcp))
+    }
+}
+
+/// The question for `name` with the type and class of `query`.
+fn question(name: &Name, query: &Query) -> Option<Vec<u8>> {
+    let mut bytes = Vec::new();
+    for label in name {
+        bytes.push(u8::try_from(label.len()).ok()?);
+        bytes.extend(label);
+    }
+    bytes.push(0);
+    bytes.extend(query.question.get(query.question.len().checked_sub(4)?..)?);
+    Some(bytes)
+}

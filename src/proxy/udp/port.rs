@@ -1,0 +1,229 @@
+//! One served frontend: its socket and its flows.
+
+use std::collections::HashMap;
+use std::io;
+use std::net::{SocketAddr, UdpSocket as StdSocket};
+use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio_util::sync::CancellationToken;
+
+use crate::balance::{Tick, Upstream};
+use crate::model::Frontend;
+use crate::net::sock;
+
+use super::session::{Entry, Session};
+use super::{Shared, with_buffer};
+
+/// Datagrams taken from one socket before others get their turn.
+const BATCH: usize = 64;
+/// Backends tried for one datagram.
+const TRIES: usize = 3;
+/// How long a backend that was reported unreachable is passed over by this frontend's new flows, if there are
+/// others. Ejection for all service ports comes with repeated failures.
+const AVOID: Duration = Duration::from_secs(1);
+/// How many flows are compared when one has to go.
+const SAMPLE: usize = 16;
+
+/// One served frontend.
+pub(super) struct Port {
+    frontend: Frontend,
+    socket: UdpSocket,
+    sessions: Mutex<HashMap<SocketAddr, Entry>>,
+    /// The backend last reported unreachable, and when.
+    unreachable: Mutex<Option<(SocketAddr, Tick)>>,
+    closed: CancellationToken,
+}
+
+impl Port {
+    /// Must be called inside the runtime that is to serve it.
+    pub(super) fn new(frontend: Frontend, socket: StdSocket) -> io::Result<Self> {
+        Ok(Self {
+            frontend,
+            socket: UdpSocket::from_std(socket)?,
+            sessions: Mutex::default(),
+            unreachable: Mutex::default(),
+            closed: CancellationToken::new(),
+        })
+    }
+
+    /// Takes datagrams until it is closed.
+    pub(super) async fn run(self: Arc<Self>, shared: Arc<Shared>) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.closed.cancelled() => return,
+                ready = self.socket.readable() => if ready.is_err() { return },
+            }
+            // Under load there is always one more: the others on this thread get their turn all the same.
+            if self.take_batch(&shared) {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+
+    /// Passes on what has arrived. `true`: there may be more.
+    fn take_batch(self: &Arc<Self>, shared: &Arc<Shared>) -> bool {
+        with_buffer(|buffer| {
+            for _ in 0..BATCH {
+                match self.socket.try_recv_from(buffer) {
+                    Ok((length, client)) => self.pass_on(client, &buffer[..length], shared),
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
+                    // An error that some client's host reported about an answer; taken off the socket with this.
+                    Err(_) => {}
+                }
+            }
+            true
+        })
+    }
+
+    fn pass_on(self: &Arc<Self>, client: SocketAddr, datagram: &[u8], shared: &Arc<Shared>) {
+        for _ in 0..TRIES {
+            let known = self.lock().get(&client).map(|entry| Arc::clone(&entry.session));
+            let session = match known.map_or_else(|| self.begin(client, shared), Ok) {
+                Ok(session) => session,
+                Err(why) => return shared.dropped(client, &why),
+            };
+            match session.send(datagram, shared) {
+                Ok(()) => return,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    return shared.dropped(client, "the backend's socket is full");
+                }
+                // Larger than any route takes: nobody else would take it either.
+                Err(e) if sock::is_too_large(&e) => return shared.dropped(client, "it is too large"),
+                // What the send reports is the fate of an earlier datagram; this one has not left yet.
+                Err(e) => self.failed(&session, &e, shared),
+            }
+        }
+        shared.dropped(client, "no backend can be reached");
+    }
+
+    /// Begins a flow: picks a backend and connects a socket to it.
+    fn begin(self: &Arc<Self>, client: SocketAddr, shared: &Arc<Shared>) -> Result<Arc<Session>, String> {
+        let upstream = shared.upstreams.lookup(&self.frontend).ok_or("no service port is offered there")?;
+        let pool = upstream.pool(self.frontend.ip);
+        let now = shared.upstreams.now();
+        let mut tried: Vec<usize> =
+            self.avoided(now).and_then(|addr| pool.position(addr)).into_iter().collect();
+        let mut avoiding = !tried.is_empty();
+        let mut last = String::from("no backend can be picked");
+        loop {
+            let Some(index) = upstream.pick(pool, client.ip(), &tried, now) else {
+                if !std::mem::take(&mut avoiding) {
+                    return Err(last);
+                }
+                // There is no other.
+                tried.remove(0);
+                continue;
+            };
+            tried.push(index);
+            let endpoint = &pool.endpoints()[index];
+            if (shared.guard)(endpoint.addr) {
+                "it would lead back here".clone_into(&mut last);
+                continue;
+            }
+            match sock::udp_connect(endpoint.addr, shared.own_mark).and_then(UdpSocket::from_std) {
+                Ok(socket) => {
+                    self.make_room(shared)?;
+                    return Ok(self.enter(client, socket, &upstream, index, shared));
+                }
+                Err(e) => {
+                    if sock::is_shortage(&e) {
+                        self.evict();
+                        return Err(e.to_string());
+                    }
+                    if !sock::is_local_fault(&e) {
+                        endpoint.failed(now, &upstream.ejection);
+                    }
+                    last = e.to_string();
+                }
+            }
+        }
+    }
+
+    /// Takes a place among the flows of this process, if need be that of the longest silent one of a sample.
+    fn make_room(&self, shared: &Shared) -> Result<(), String> {
+        if shared.admit() || (self.evict() && shared.admit()) {
+            return Ok(());
+        }
+        Err(format!("there are {} flows already", shared.max_sessions))
+    }
+
+    fn evict(&self) -> bool {
+        let mut sessions = self.lock();
+        let silent = sessions.iter().take(SAMPLE).min_by_key(|(_, entry)| entry.session.last());
+        let Some(client) = silent.map(|(client, _)| *client) else { return false };
+        sessions.remove(&client).is_some()
+    }
+
+    fn enter(
+        self: &Arc<Self>,
+        client: SocketAddr,
+        socket: UdpSocket,
+        upstream: &Arc<Upstream>,
+        index: usize,
+        shared: &Arc<Shared>,
+    ) -> Arc<Session> {
+        let lease = upstream.pool(self.frontend.ip).endpoints()[index].lease();
+        let now = shared.upstreams.now();
+        let session =
+            Arc::new(Session::new(client, socket, Arc::clone(upstream), lease, Arc::clone(shared), now));
+        let task = tokio::spawn(Arc::clone(&session).run(Arc::clone(self), Arc::clone(shared)));
+        let entry = Entry { session: Arc::clone(&session), task: task.abort_handle() };
+        self.lock().insert(client, entry);
+        session
+    }
+
+    /// Sends an answer to a client.
+    pub(super) fn answer(&self, client: SocketAddr, datagram: &[u8]) -> io::Result<usize> {
+        self.socket.try_send_to(datagram, client)
+    }
+
+    /// Ends a flow whose backend cannot be reached, and remembers that for the next ones.
+    pub(super) fn failed(&self, session: &Arc<Session>, e: &io::Error, shared: &Shared) {
+        tracing::debug!(backend = %session.backend(), error = %e, "flow ended");
+        if !sock::is_local_fault(e) {
+            let now = shared.upstreams.now();
+            session.backend_failed(now);
+            shared.counters.unreachable.fetch_add(1, Relaxed);
+            *self.unreachable.lock().unwrap_or_else(PoisonError::into_inner) = Some((session.backend(), now));
+        }
+        self.end(session);
+    }
+
+    /// Ends a flow, unless the client has a newer one.
+    pub(super) fn end(&self, session: &Arc<Session>) {
+        let mut sessions = self.lock();
+        if sessions.get(&session.client).is_some_and(|entry| Arc::ptr_eq(&entry.session, session)) {
+            sessions.remove(&session.client);
+        }
+    }
+
+    fn avoided(&self, now: Tick) -> Option<SocketAddr> {
+        let unreachable = *self.unreachable.lock().unwrap_or_else(PoisonError::into_inner);
+        unreachable.filter(|(_, at)| now < at.after(AVOID)).map(|(addr, _)| addr)
+    }
+
+    /// Ends the flows whose backend is gone.
+    pub(super) fn prune(&self, shared: &Shared) {
+        let upstream = shared.upstreams.lookup(&self.frontend);
+        self.lock().retain(|_, entry| {
+            upstream.as_ref().is_some_and(|upstream| {
+                entry.session.belongs_to(&upstream.port.id)
+                    && upstream.pool(self.frontend.ip).position(entry.session.backend()).is_some()
+            })
+        });
+    }
+
+    /// Ends everything.
+    pub(super) fn close(&self) {
+        self.closed.cancel();
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Entry>> {
+        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,152 @@
+//! One flow: a client of a frontend, and the backend it has.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use tokio::net::UdpSocket;
+use tokio::task::AbortHandle;
+
+use crate::balance::{Lease, Tick, Upstream};
+use crate::model::PortId;
+
+use super::port::Port;
+use super::{Shared, with_buffer};
+
+/// Silence until a flow ends, `nf_conntrack_udp_timeout`.
+const IDLE: Duration = Duration::from_secs(30);
+/// The same once the client has gone on after an answer, `nf_conntrack_udp_timeout_stream`.
+const IDLE_STREAM: Duration = Duration::from_mins(2);
+/// Answers passed on before others get their turn.
+const BATCH: usize = 64;
+
+/// One flow.
+pub(super) struct Session {
+    pub(super) client: SocketAddr,
+    socket: UdpSocket,
+    /// The service port as it was when the flow began: its counters live on.
+    upstream: Arc<Upstream>,
+    lease: Lease,
+    shared: Arc<Shared>,
+    /// When something last passed, a [`Tick`].
+    last: AtomicU64,
+    answered: AtomicBool,
+    stream: AtomicBool,
+}
+
+/// A flow in its table. Its task ends with it.
+pub(super) struct Entry {
+    pub(super) session: Arc<Session>,
+    pub(super) task: AbortHandle,
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Session {
+    /// The caller has taken a place among the flows for it.
+    pub(super) fn new(
+        client: SocketAddr,
+        socket: UdpSocket,
+        upstream: Arc<Upstream>,
+        lease: Lease,
+        shared: Arc<Shared>,
+        now: Tick,
+    ) -> Self {
+        upstream.counters.active.fetch_add(1, Relaxed);
+        upstream.counters.total.fetch_add(1, Relaxed);
+        lease.endpoint().began();
+        let last = AtomicU64::new(now.0);
+        let (answered, stream) = (AtomicBool::new(false), AtomicBool::new(false));
+        Self { client, socket, upstream, lease, shared, last, answered, stream }
+    }
+
+    /// The backend's address.
+    pub(super) fn backend(&self) -> SocketAddr {
+        self.lease.endpoint().addr
+    }
+
+    /// When something last passed.
+    pub(super) fn last(&self) -> Tick {
+        Tick(self.last.load(Relaxed))
+    }
+
+    pub(super) fn belongs_to(&self, port: &PortId) -> bool {
+        self.upstream.port.id == *port
+    }
+
+    pub(super) fn backend_failed(&self, now: Tick) {
+        self.lease.endpoint().failed(now, &self.upstream.ejection);
+    }
+
+    /// Passes a datagram on to the backend.
+    pub(super) fn send(&self, datagram: &[u8], shared: &Shared) -> io::Result<()> {
+        let sent = match self.socket.try_send(datagram) {
+            // tokio has yet to hear that a new socket is writable; the kernel knows.
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                socket2::SockRef::from(&self.socket).send(datagram)?
+            }
+            other => other?,
+        };
+        self.upstream.counters.bytes_in.fetch_add(sent as u64, Relaxed);
+        self.last.store(shared.upstreams.now().0, Relaxed);
+        if self.answered.load(Relaxed) {
+            self.stream.store(true, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Passes answers on until the flow has been silent for long, or its backend cannot be reached.
+    pub(super) async fn run(self: Arc<Self>, port: Arc<Port>, shared: Arc<Shared>) {
+        loop {
+            let now = shared.upstreams.now();
+            let idle = if self.stream.load(Relaxed) { IDLE_STREAM } else { IDLE };
+            let end = self.last().after(idle);
+            if now >= end {
+                return port.end(&self);
+            }
+            let wait = Duration::from_micros(end.0 - now.0);
+            let Ok(ready) = tokio::time::timeout(wait, self.socket.readable()).await else { continue };
+            match ready.and_then(|()| self.take_batch(&port, &shared)) {
+                Ok(true) => tokio::task::yield_now().await,
+                Ok(false) => {}
+                Err(e) => return port.failed(&self, &e, &shared),
+            }
+        }
+    }
+
+    /// Passes on what has arrived. `true`: there may be more.
+    fn take_batch(&self, port: &Port, shared: &Shared) -> io::Result<bool> {
+        with_buffer(|buffer| {
+            for _ in 0..BATCH {
+                let length = match self.socket.try_recv(buffer) {
+                    Ok(length) => length,
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    Err(e) => return Err(e),
+                };
+                let now = shared.upstreams.now();
+                self.last.store(now.0, Relaxed);
+                if !self.answered.swap(true, Relaxed) {
+                    self.lease.endpoint().answered(now);
+                }
+                match port.answer(self.client, &buffer[..length]) {
+                    Ok(_) => _ = self.upstream.counters.bytes_out.fetch_add(length as u64, Relaxed),
+                    Err(_) => shared.dropped(self.client, "the answer cannot be sent"),
+                }
+            }
+            Ok(true)
+        })
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.upstream.counters.active.fetch_sub(1, Relaxed);
+        self.shared.counters.sessions.fetch_sub(1, Relaxed);
+    }
+}
