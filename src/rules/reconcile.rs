@@ -240,9 +240,6 @@ impl<M: Machine> Reconciler<M> {
         if standing == Some(target) {
             return Ok(());
         }
-        let keep = target.entries();
-        let stale = |entry: &Entry| !keep.contains(entry);
-        self.remove_entries(|entry| stale(entry) && entry.is_to_range()).await?;
         self.add_entries(target, |entry| !entry.is_to_range()).await?;
         for family in Family::ALL {
             match target.family(family) {
@@ -258,7 +255,9 @@ impl<M: Machine> Reconciler<M> {
             }
         }
         self.add_entries(target, Entry::is_to_range).await?;
-        self.remove_entries(stale).await?;
+        // Only now: what is served must not be without a route while its range changes.
+        let keep = target.entries();
+        self.remove_entries(|entry| !keep.contains(entry)).await?;
         let needed: Vec<&str> = target
             .families
             .iter()
