@@ -580,3 +580,45 @@ fn objects_that_cannot_be_read_stand_among_the_warnings() {
     );
     assert!(scene.edge.edgesplice(&["status"]).stdout.contains("Service default/odd-00 cannot be read"));
 }
+
+fn connect_from(client: &Netns, from: &str, to: &str) -> Result<(), Errno> {
+    let address = |text: &str| -> std::net::SocketAddr { text.parse().unwrap() };
+    let (from, to) = (address(from), address(to));
+    client.enter(|| {
+        let domain = socket2::Domain::for_address(to);
+        let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None).unwrap();
+        socket.set_reuse_address(true).unwrap();
+        socket.bind(&from.into()).unwrap();
+        socket.connect_timeout(&to.into(), Duration::from_secs(3)).map_err(|error| errno(&error))
+    })
+}
+
+#[test]
+fn who_was_refused_is_served_a_moment_later_from_the_very_same_port() {
+    for backend in ["nft", "legacy"] {
+        let scene = Scene::new("live-port", Personality::Kubernetes, None);
+        let pod = scene.edge.pod("client");
+        let agent = scene.agent(&["--kubeconfig", &plain_kubeconfig(&scene)]).backend(backend).start();
+        let (host4, host6) = (format!("{}:40000", scene.edge.v4), format!("[{}]:40000", scene.edge.v6));
+        let (pod4, pod6) = (format!("{}:40000", pod.v4), format!("[{}]:40000", pod.v6));
+        let (late4, late6) = ("10.96.0.61:80", "[fd00:10:96::61]:80");
+        let clients: [(&Netns, &str, &str); 4] = [
+            (&scene.edge, &host4, late4),
+            (&scene.edge, &host6, late6),
+            (&pod, &pod4, late4),
+            (&pod, &pod6, late6),
+        ];
+        for (client, from, to) in clients {
+            assert_eq!(connect_from(client, from, to), Err(Errno::ECONNREFUSED), "{backend} {from}");
+        }
+        let ips = ["10.96.0.61", "fd00:10:96::61"];
+        scene.api.set("services", objects::service("late", &ips, &[("tcp-0", 80, 7000, "TCP")]));
+        scene.api.set("endpointslices", objects::slice("late", &[("tcp-0", 7000, "TCP")], &["192.168.77.3"]));
+        scene.api.set("endpointslices", objects::slice("late", &[("tcp-0", 7000, "TCP")], &["fd77::3"]));
+        until_answer(&scene.edge, late4, &Ok("b".to_owned()));
+        until_answer(&scene.edge, late6, &Ok("b".to_owned()));
+        for (client, from, to) in clients {
+            assert_eq!(connect_from(client, from, to), Ok(()), "{backend} {from}; {}", agent.log());
+        }
+    }
+}

@@ -382,7 +382,10 @@ fn labels_and_listeners_of_others_are_respected_live(backend: &str) {
         .wait_for("a warning", SOON, |status| status.to_string().contains("a process of this node"));
     assert!(status["warnings"].to_string().contains("30200"), "{status}");
     assert_eq!(ask(&scene.client, "192.168.77.1:30200").as_deref(), Ok("the process"));
-    assert_eq!(ask(&scene.pod, "10.96.0.60:80").as_deref(), Ok("from b"));
+    // The warning comes from the look at the node's sockets, which does not wait for the rules.
+    eventually("its ClusterIP is served", SOON, || {
+        (ask(&scene.pod, "10.96.0.60:80").as_deref() == Ok("from b")).then_some(())
+    });
     let told = scene.a.edgesplice_json(&["resolve", "192.168.77.1:30200", "-o", "json"]);
     assert_eq!(told["verdict"], "not-intercepted", "{told}");
     // It goes: the Service has its port at the next look, which is every ten seconds.

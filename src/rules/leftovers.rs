@@ -13,6 +13,7 @@ use super::names::{CREATED_CHAIN, is_own_chain};
 use super::peek;
 use super::reconcile::RulesError;
 use super::render::{self, jumps_into_own};
+use super::routes::Entry;
 
 /// The kernel lets go of a set some time after the last nft rule that used it is gone, so that destroying it is
 /// tried this often, [`SET_RETRY_PAUSE`] apart.
@@ -56,23 +57,26 @@ pub(super) async fn remove_all<M: Machine>(
     machine: &M,
     created: &BTreeSet<(Family, &'static str)>,
 ) -> Result<(), RulesError> {
-    let mut first = Ok(());
+    // Nobody is led into a range any more before the rules go.
+    let mut first = remove_entries(machine, Entry::is_to_range).await;
     for backend in Backend::ALL {
         for family in Family::ALL {
             let done = remove_rules(machine, backend, family, created).await;
             first = first.and(done.map(drop));
         }
     }
-    // The rules are gone, so nothing needs the routes and sets any more. Backwards: the policy rule before its table.
-    match machine.own_entries().await {
-        Ok(entries) => {
-            for entry in entries.into_iter().rev() {
-                first = first.and(machine.remove_entry(entry).await.map_err(RulesError::from));
-            }
-        }
-        Err(error) => first = first.and(Err(error.into())),
-    }
+    // The rules are gone, so nothing needs the rest any more.
+    first = first.and(remove_entries(machine, |_| true).await);
     first.and(remove_sets(machine, |_| true).await)
+}
+
+/// Removes own routes and policy rules. Backwards: the policy rule before its table. Goes on after a fault.
+async fn remove_entries<M: Machine>(machine: &M, which: impl Fn(&Entry) -> bool) -> Result<(), RulesError> {
+    let mut first = Ok(());
+    for entry in machine.own_entries().await?.into_iter().rev().filter(which) {
+        first = first.and(machine.remove_entry(entry).await.map_err(RulesError::from));
+    }
+    first
 }
 
 /// Removes own chains and jumps of one back end and family in one go, and then the tables that exist only because of

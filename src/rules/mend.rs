@@ -31,7 +31,7 @@ impl<M: Machine> Reconciler<M> {
         let target = plan(wanted, self.capabilities);
         let mut mended = self.mend_sets(wanted, &target, thorough).await?;
         mended.extend(self.mend_rules(&target).await?);
-        let added = self.add_entries(&target).await?;
+        let added = self.add_entries(&target, |_| true).await?;
         mended.extend(added.iter().map(|entry| format!("missing: {entry}")));
         if !mended.is_empty() {
             warn!(what = mended.join("; "), "someone changed the rules; mended");

@@ -11,6 +11,8 @@ pub const MANGLE_CHAIN: &str = "EDGESPLICE";
 pub const INPUT_CHAIN: &str = "EDGESPLICE-INPUT";
 /// Chain in table `filter`, from `FORWARD`: refuses what would loop through the route to `lo`.
 pub const FORWARD_CHAIN: &str = "EDGESPLICE-FORWARD";
+/// Chain in table `filter`, from `OUTPUT`: refuses marked packets of this node's own processes.
+pub const OUTPUT_CHAIN: &str = "EDGESPLICE-OUTPUT";
 /// An empty chain in each nft table that did not exist before this program made it. It outlives a killed agent, so
 /// that whoever withdraws the rules knows to take the table away as well.
 pub const CREATED_CHAIN: &str = "EDGESPLICE-CREATED";
@@ -29,7 +31,7 @@ pub const REFUSE_PRIORITY: u32 = 237;
 
 /// Whether a chain of that name belongs to this program, in whichever table.
 pub fn is_own_chain(name: &str) -> bool {
-    [NAT_CHAIN, INPUT_CHAIN, FORWARD_CHAIN, CREATED_CHAIN].contains(&name)
+    [NAT_CHAIN, INPUT_CHAIN, FORWARD_CHAIN, OUTPUT_CHAIN, CREATED_CHAIN].contains(&name)
 }
 
 /// The set of the frontends that have a usable backend, `hash:ip,port`.

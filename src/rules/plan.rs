@@ -9,7 +9,8 @@ use ipnet::IpNet;
 use super::apply::Family;
 use super::ipset::Set;
 use super::names::{
-    COMMENT, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, external_sets, served_set, skip_set,
+    COMMENT, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, OUTPUT_CHAIN, external_sets, served_set,
+    skip_set,
 };
 use super::routes::Entry;
 use crate::model::{Door, Frontend, Protocol};
@@ -274,13 +275,21 @@ impl Input<'_> {
         forward.extend(self.ranges.iter().map(|range| {
             format!("-d {range} -m comment --comment {COMMENT} -j REJECT --reject-with {unreachable}")
         }));
+        // On its way out, before connection tracking knows it: a refusal that is remembered would be remembered as not
+        // redirected, and the next connection from the same port be lost if the frontend is served by then.
+        let output = if self.capabilities.ipset {
+            vec![format!("-p tcp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset")]
+        } else {
+            Vec::new()
+        };
         TablePlan {
             name: "filter",
             chains: vec![
+                ChainPlan { name: OUTPUT_CHAIN, rules: output },
                 ChainPlan { name: INPUT_CHAIN, rules: input },
                 ChainPlan { name: FORWARD_CHAIN, rules: forward },
             ],
-            jumps: vec![("INPUT", INPUT_CHAIN), ("FORWARD", FORWARD_CHAIN)],
+            jumps: vec![("INPUT", INPUT_CHAIN), ("FORWARD", FORWARD_CHAIN), ("OUTPUT", OUTPUT_CHAIN)],
         }
     }
 

@@ -1,6 +1,7 @@
 //! Brings the node to what is wanted, keeps it there, and takes everything away again.
 //!
-//! Order, so that no packet meets half of the work: sets, then routes, then rules; at the end the rules first.
+//! Order, so that no packet meets half of the work: sets, policy rules, rules, and last the routes that lead host
+//! processes into the ranges; at the end those routes first, then the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -290,7 +291,7 @@ impl<M: Machine> Reconciler<M> {
         if standing == Some(target) {
             return Ok(());
         }
-        self.add_entries(target).await?;
+        self.add_entries(target, |entry| !entry.is_to_range()).await?;
         for family in Family::ALL {
             match target.family(family) {
                 Some(plan) => {
@@ -304,14 +305,21 @@ impl<M: Machine> Reconciler<M> {
                 None => {}
             }
         }
+        self.add_entries(target, Entry::is_to_range).await?;
+        // Only now: what is served must not be without a route while its range changes.
         let keep = target.entries();
-        for entry in self.machine.own_entries().await?.into_iter().rev().filter(|entry| !keep.contains(entry))
-        {
-            self.machine.remove_entry(entry).await?;
-        }
+        self.remove_entries(|entry| !keep.contains(entry)).await?;
         let needed: Vec<&str> =
             target.families.iter().flat_map(FamilyPlan::needed_sets).map(|set| set.name).collect();
         remove_sets(&self.machine, |name| !needed.contains(&name)).await
+    }
+
+    /// Backwards: the policy rule before its table.
+    async fn remove_entries(&self, which: impl Fn(&Entry) -> bool) -> Result<(), RulesError> {
+        for entry in self.machine.own_entries().await?.into_iter().rev().filter(which) {
+            self.machine.remove_entry(entry).await?;
+        }
+        Ok(())
     }
 
     async fn load_sets(
@@ -396,11 +404,15 @@ impl<M: Machine> Reconciler<M> {
         self.created.iter().filter(|(of, _)| *of == family).map(|(_, table)| *table).collect()
     }
 
-    /// Adds missing routes and policy rules. A missing route does not stop the rest: pods are served without it.
+    /// Adds those missing routes and policy rules that are `wanted`. A missing route does not stop the rest: pods are served without it.
     /// Returns what was added.
-    pub(super) async fn add_entries(&mut self, target: &Plan) -> Result<Vec<Entry>, RulesError> {
+    pub(super) async fn add_entries(
+        &mut self,
+        target: &Plan,
+        wanted: impl Fn(&Entry) -> bool,
+    ) -> Result<Vec<Entry>, RulesError> {
         let own = self.machine.own_entries().await?;
-        let missing: Vec<Entry> = target.entries().difference(&own).copied().collect();
+        let missing: Vec<Entry> = target.entries().difference(&own).copied().filter(wanted).collect();
         if missing.is_empty() {
             self.report.warnings.retain(|line| !line.starts_with(ROUTE_MISSING));
             return Ok(missing);

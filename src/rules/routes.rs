@@ -35,6 +35,14 @@ pub enum Entry {
     RefuseRule(Family, u32),
 }
 
+impl Entry {
+    /// Whether it leads host processes into a captured range. Where it stands without the rules, a connection begun
+    /// then is lost on `lo`, and stays so for as long as conntrack remembers it.
+    pub fn is_to_range(&self) -> bool {
+        matches!(self, Self::ToRange(_))
+    }
+}
+
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -265,6 +265,7 @@ pub const FOOTPRINTS: &[Footprint] = &[
             ChainShape { table: "mangle", name: names::MANGLE_CHAIN, rules: None },
             ChainShape { table: "filter", name: names::INPUT_CHAIN, rules: None },
             ChainShape { table: "filter", name: names::FORWARD_CHAIN, rules: None },
+            ChainShape { table: "filter", name: names::OUTPUT_CHAIN, rules: None },
         ],
         // Any rule with our comment.
         jumps: &[],
