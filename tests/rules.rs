@@ -10,7 +10,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edgesplice::config::{InterceptSettings, IptablesBackend};
+use edgesplice::config::{ConnectMode, InterceptSettings, IptablesBackend};
 use edgesplice::model::{Frontend, Protocol};
 use edgesplice::rules::apply::{Backend, Family, Firewall, HostTools, ToolError};
 use edgesplice::rules::routes::{self, Entry, RouteError};
@@ -39,6 +39,7 @@ fn settings(backend: IptablesBackend) -> InterceptSettings {
         service_proxy_name: String::new(),
         node_ports: None,
         external_ips: false,
+        connect: ConnectMode::AfterAccept,
         sync_period: Duration::from_secs(2),
         own_mark: OWN_MARK,
         refuse_mark: REFUSE_MARK,

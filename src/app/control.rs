@@ -35,6 +35,8 @@ const HOST_REFRESH: Duration = Duration::from_secs(10);
 pub(super) struct Shared {
     /// The acceptor's port.
     pub(super) proxy_port: u16,
+    /// In how many queues clients' first packets are held.
+    pub(super) queues: u16,
     /// The snapshot in force.
     pub(super) snapshot: ArcSwap<Snapshot>,
     /// The captured ranges.
@@ -56,9 +58,10 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(proxy_port: u16) -> Self {
+    pub(super) fn new(proxy_port: u16, queues: u16) -> Self {
         Self {
             proxy_port,
+            queues,
             snapshot: ArcSwap::default(),
             ranges: ArcSwap::default(),
             unopened: ArcSwap::default(),
@@ -437,6 +440,7 @@ impl Control {
             skip: skipped(now),
             served,
             listeners: self.shared.dns_listen.load().as_ref().clone(),
+            queues: self.shared.queues,
             proxy_port: self.shared.proxy_port,
             own_mark: self.settings.intercept.own_mark,
             refuse_mark: self.settings.intercept.refuse_mark,

@@ -7,6 +7,7 @@ mod check;
 mod control;
 mod data;
 mod health_ports;
+mod hold;
 mod instance;
 mod names;
 mod neighbours;
@@ -30,6 +31,7 @@ use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::admin::AdminServer;
 use crate::obs::api::RulesReport;
+use crate::proxy::hold::Hold;
 use crate::proxy::udp::UdpPlane;
 use crate::proxy::{Guard, Proxy, probe};
 use crate::rules::apply::HostTools;
@@ -108,10 +110,14 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let proxy_port = proxy.port();
 
     let upstreams = Arc::new(Upstreams::new());
-    let shared = Arc::new(Shared::new(proxy_port));
+    let held = hold::open(&settings);
+    let queues = if held.hold.is_some() { hold::wanted(&settings) } else { 0 };
+    let shared = Arc::new(Shared::new(proxy_port, queues));
     let guard = Arc::clone(&shared);
     let guard: Guard = Arc::new(move |addr| guard.is_captured(addr.ip()));
     let proxy = proxy.with_guard(Arc::clone(&guard)).with_takeover(names::takeover(&shared));
+    let holding = held.hold.as_ref().map(Hold::counters);
+    let proxy = proxy.with_hold(held.hold);
     let counters = proxy.counters();
 
     let (wanted_tx, wanted_rx) = watch::channel(Arc::new(rules::Wanted::default()));
@@ -138,6 +144,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         shared,
         upstreams,
         counters,
+        holding,
+        hold_fault: held.fault,
         datagrams,
         source: status_rx,
         rules: rules_rx,

@@ -180,6 +180,7 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
             health: control::health(&snapshot),
             pods: snapshot.here.pods.clone(),
             listeners: settings.dns.listen.iter().copied().filter(|_| dns).collect(),
+            queues: super::hold::wanted(settings),
             proxy_port,
             own_mark: settings.intercept.own_mark,
             refuse_mark: settings.intercept.refuse_mark,

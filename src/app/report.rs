@@ -12,10 +12,11 @@ use crate::model::explain::{self, Live};
 use crate::model::{Backend, Frontend, PortId};
 use crate::obs::admin::AdminHandlers;
 use crate::obs::api::{
-    BackendReport, Condition, DnsReport, PortReport, ProxyReport, Resolution, RulesReport, ServiceReport,
-    SourceReport, Status,
+    BackendReport, Condition, DnsReport, HoldReport, PortReport, ProxyReport, Resolution, RulesReport,
+    ServiceReport, SourceReport, Status,
 };
 use crate::proxy::Counters;
+use crate::proxy::hold::HoldCounters;
 use crate::proxy::udp::UdpCounters;
 use crate::source::SourceStatus;
 
@@ -29,6 +30,10 @@ pub(super) struct Reporter {
     pub(super) shared: Arc<Shared>,
     pub(super) upstreams: Arc<Upstreams>,
     pub(super) counters: Arc<Counters>,
+    /// What holding clients' first packets came to; `None` where they are not held.
+    pub(super) holding: Option<Arc<HoldCounters>>,
+    /// Why first packets are not held though they should be.
+    pub(super) hold_fault: Option<String>,
     pub(super) datagrams: Arc<UdpCounters>,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) rules: watch::Receiver<RulesReport>,
@@ -61,6 +66,7 @@ impl Reporter {
         warnings.extend(self.shared.unopened.load().iter().cloned());
         warnings.extend(self.shared.dns_faults.load().iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
+        warnings.extend(self.hold_fault.iter().cloned());
         warnings.extend(self.shared.health_faults.load().iter().cloned());
         warnings.extend(source.unreadable.first.iter().cloned());
         let more = source.unreadable.count.saturating_sub(source.unreadable.first.len());
@@ -85,6 +91,12 @@ impl Reporter {
                 accepted_total: self.counters.accepted.load(Relaxed),
                 refused_total: self.counters.refused.load(Relaxed),
                 accept_pauses_total: self.counters.accept_pauses.load(Relaxed),
+                hold: self.holding.as_deref().map(|seen| HoldReport {
+                    held_total: seen.held.load(Relaxed),
+                    refused_total: seen.refused.load(Relaxed),
+                    unpaired_total: seen.unpaired.load(Relaxed),
+                    passed_total: seen.passed.load(Relaxed),
+                }),
                 udp_flows: self.datagrams.sessions.load(Relaxed),
                 udp_dropped_total: self.datagrams.dropped.load(Relaxed),
                 udp_unreachable_total: self.datagrams.unreachable.load(Relaxed),

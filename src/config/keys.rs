@@ -19,6 +19,7 @@ pub const SERVICE_PROXY_NAME: &str = "intercept.serviceProxyName";
 pub const NODE_PORTS: &str = "intercept.nodePorts";
 pub const NODE_PORT_ADDRESSES: &str = "intercept.nodePortAddresses";
 pub const EXTERNAL_IPS: &str = "intercept.externalIPs";
+pub const CONNECT: &str = "intercept.connect";
 pub const SYNC_PERIOD: &str = "intercept.syncPeriod";
 pub const OWN_MARK: &str = "intercept.ownMark";
 pub const REFUSE_MARK: &str = "intercept.refuseMark";

@@ -124,12 +124,23 @@ pub struct InterceptSettings {
     /// Serve `externalIPs` as well. Whoever may write Services can then take over any address for this node's clients
     /// (CVE-2020-8554).
     pub external_ips: bool,
+    /// When a backend is dialled for a client of a captured range.
+    pub connect: ConnectMode,
     /// How often the rules are checked and repaired.
     pub sync_period: Duration,
     /// Packet mark of the agent's own connections; one bit.
     pub own_mark: u32,
     /// Packet mark of new packets that are refused; one bit.
     pub refuse_mark: u32,
+}
+
+/// When a backend is dialled for a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectMode {
+    /// Once the client is accepted. Where every backend fails, the client is reset.
+    AfterAccept,
+    /// While the client's first packet is held. Where every backend fails, the client is refused.
+    BeforeAccept,
 }
 
 /// On which of this host's addresses node ports are served.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::raw::{self, RawConfig, Scalar};
-use super::resolve::{DNS_MODES, IPTABLES_BACKENDS, LOG_FORMATS, POD_NETWORKS, SOURCE_KINDS};
+use super::resolve::{CONNECT_MODES, DNS_MODES, IPTABLES_BACKENDS, LOG_FORMATS, POD_NETWORKS, SOURCE_KINDS};
 use super::{NodePortAddresses, Settings, UsageError};
 
 impl Settings {
@@ -49,6 +49,7 @@ impl From<&Settings> for RawConfig {
                     Some(NodePortAddresses::Primary) | None => list(&["primary"]),
                 },
                 external_ips: one(s.intercept.external_ips),
+                connect: word(CONNECT_MODES, s.intercept.connect),
                 sync_period: one(duration(s.intercept.sync_period)),
                 own_mark: one(format!("{:#x}", s.intercept.own_mark)),
                 refuse_mark: one(format!("{:#x}", s.intercept.refuse_mark)),

@@ -125,6 +125,7 @@ pub(super) struct Intercept {
     pub(super) node_port_addresses: Many,
     #[serde(rename = "externalIPs")]
     pub(super) external_ips: One,
+    pub(super) connect: One,
     pub(super) sync_period: One,
     pub(super) own_mark: One,
     pub(super) refuse_mark: One,
@@ -217,6 +218,7 @@ impl RawConfig {
         one(keys::SERVICE_PROXY_NAME, intercept.service_proxy_name);
         one(keys::NODE_PORTS, intercept.node_ports);
         one(keys::EXTERNAL_IPS, intercept.external_ips);
+        one(keys::CONNECT, intercept.connect);
         one(keys::SYNC_PERIOD, intercept.sync_period);
         one(keys::OWN_MARK, intercept.own_mark);
         one(keys::REFUSE_MARK, intercept.refuse_mark);

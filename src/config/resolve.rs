@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::layers::{Layers, Origin, Override};
 use super::raw::RawConfig;
 use super::{
-    AdminSettings, BackendSettings, Credentials, DnsMode, DnsSettings, InterceptSettings, IptablesBackend,
-    LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings, SourceKind,
-    SourceSettings, UsageError, keys, parse,
+    AdminSettings, BackendSettings, ConnectMode, Credentials, DnsMode, DnsSettings, InterceptSettings,
+    IptablesBackend, LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings,
+    SourceKind, SourceSettings, UsageError, keys, parse,
 };
 
 pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[
@@ -19,6 +19,8 @@ pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[
 ];
 pub(super) const IPTABLES_BACKENDS: &[(&str, IptablesBackend)] =
     &[("auto", IptablesBackend::Auto), ("nft", IptablesBackend::Nft), ("legacy", IptablesBackend::Legacy)];
+pub(super) const CONNECT_MODES: &[(&str, ConnectMode)] =
+    &[("after-accept", ConnectMode::AfterAccept), ("before-accept", ConnectMode::BeforeAccept)];
 pub(super) const POD_NETWORKS: &[(&str, PodNetwork)] =
     &[("auto", PodNetwork::Auto), ("routed", PodNetwork::Routed), ("none", PodNetwork::None)];
 pub(super) const DNS_MODES: &[(&str, DnsMode)] = &[("auto", DnsMode::Auto), ("off", DnsMode::Off)];
@@ -142,6 +144,7 @@ fn intercept(layers: &Layers) -> Result<InterceptSettings, UsageError> {
         service_proxy_name: layers.one(keys::SERVICE_PROXY_NAME, parse::label_value)?.unwrap_or_default(),
         node_ports: node_ports(layers)?,
         external_ips: layers.one(keys::EXTERNAL_IPS, parse::boolean)?.unwrap_or(false),
+        connect: layers.one(keys::CONNECT, parse::word(CONNECT_MODES))?.unwrap_or(ConnectMode::AfterAccept),
         sync_period: layers.one(keys::SYNC_PERIOD, parse::duration)?.unwrap_or(Duration::from_secs(2)),
         own_mark: layers.one(keys::OWN_MARK, parse::mark)?.unwrap_or(0x10),
         refuse_mark: layers.one(keys::REFUSE_MARK, parse::mark)?.unwrap_or(0x20),

@@ -47,7 +47,7 @@ fn what_is_printed_reads_back_as_the_same() {
         "{HEAD}stateDir: '0123'\nnode: {{name: '17'}}\n\
          source: {{kind: manifests, manifests: {{path: '{}'}}, metaserver: {{url: 'http://[::1]:10550/'}}}}\n\
          intercept: {{serviceCIDRs: [fd00::/112, 10.96.0.0/12], iptablesBackend: nft, removeStale: true,\n\
-         \x20 kubernetesService: true, coexistWithKubeProxy: true, serviceProxyName: 'true', nodePortAddresses: [10.0.0.0/8], externalIPs: true, syncPeriod: 1m30s, ownMark: 0x100, refuseMark: 512}}\n\
+         \x20 kubernetesService: true, coexistWithKubeProxy: true, serviceProxyName: 'true', nodePortAddresses: [10.0.0.0/8], externalIPs: true, connect: before-accept, syncPeriod: 1m30s, ownMark: 0x100, refuseMark: 512}}\n\
          proxy: {{port: 15001, workers: 2, drainTimeout: 5m, connectTimeout: 300ms, dialBudget: 2s, dialStagger: 20ms,\n\
          \x20 maxConnections: 10, keepRules: true}}\n\
          backends: {{podNetwork: none}}\n\
@@ -99,6 +99,7 @@ fn the_printed_file_shows_every_key() {
           nodePortAddresses:
           - primary
           externalIPs: false
+          connect: after-accept
           syncPeriod: 2s
           ownMark: "0x10"
           refuseMark: "0x20"

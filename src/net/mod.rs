@@ -7,4 +7,5 @@ pub mod diag;
 pub mod link;
 pub mod listeners;
 pub mod listening;
+pub mod queue;
 pub mod sock;

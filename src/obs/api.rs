@@ -79,6 +79,9 @@ pub struct ProxyReport {
     /// Times that accepting paused at the descriptor or connection limit.
     #[serde(default)]
     pub accept_pauses_total: u64,
+    /// Clients whose first packet is held until a backend is connected; absent where that is not done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<HoldReport>,
     /// UDP flows now.
     #[serde(default)]
     pub udp_flows: u64,
@@ -88,6 +91,20 @@ pub struct ProxyReport {
     /// UDP flows that ended because their backend was reported unreachable.
     #[serde(default)]
     pub udp_unreachable_total: u64,
+}
+
+/// Clients whose first packet is held until a backend is connected.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HoldReport {
+    /// Clients that were held.
+    pub held_total: u64,
+    /// Clients that were refused because no backend answered.
+    pub refused_total: u64,
+    /// Backends that were connected for a client that did not come.
+    pub unpaired_total: u64,
+    /// Clients that were let through undialled for want of room.
+    pub passed_total: u64,
 }
 
 /// Names.
@@ -334,6 +351,7 @@ pub(crate) mod tests {
                 accepted_total: 40,
                 refused_total: 1,
                 accept_pauses_total: 0,
+                hold: None,
                 udp_flows: 3,
                 udp_dropped_total: 0,
                 udp_unreachable_total: 1,

@@ -88,6 +88,12 @@ fn agent(out: &mut Families<'_>, status: &Status) -> Result<(), Error> {
     out.counter("proxy_connections_accepted", "Connections accepted", &proxy.accepted_total)?;
     out.counter("proxy_connections_refused", "Connections that had nowhere to go", &proxy.refused_total)?;
     out.counter("proxy_accept_pauses", "Times that accepting paused at a limit", &proxy.accept_pauses_total)?;
+    if let Some(hold) = &proxy.hold {
+        out.counter("hold_clients", "Clients held until a backend was connected", &hold.held_total)?;
+        out.counter("hold_refused", "Held clients that were refused", &hold.refused_total)?;
+        out.counter("hold_unpaired", "Backends connected for nobody", &hold.unpaired_total)?;
+        out.counter("hold_passed", "Clients not held for want of room", &hold.passed_total)?;
+    }
     out.gauge("udp_flows", "UDP flows of all service ports now", &proxy.udp_flows)?;
     out.counter("udp_datagrams_dropped", "Datagrams passed on to nobody", &proxy.udp_dropped_total)?;
     let unreachable = "UDP flows whose backend was reported unreachable";

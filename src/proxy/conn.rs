@@ -124,8 +124,12 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         return refuse(&client, peer, shared, &Refusal::Full);
     }
 
-    // Boxed: a dial needs more room than a relay, and for a short time only.
-    let dialled = Box::pin(connect(&client, peer, (dst, via), shared, &upstreams, &upstream)).await;
+    let waiting = shared.hold.as_ref().and_then(|hold| hold.take(sock::unmapped(peer), dst, ticket.place()));
+    let dialled = match waiting {
+        Some(waiting) => Ok(waiting),
+        // Boxed: a dial needs more room than a relay, and for a short time only.
+        None => Box::pin(connect(&client, peer, (dst, via), shared, &upstreams, &upstream)).await,
+    };
     let (backend, _lease) = match dialled {
         Ok(dialled) => dialled,
         Err(e) => {

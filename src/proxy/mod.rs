@@ -9,6 +9,7 @@ mod accept;
 mod conn;
 pub mod dial;
 mod greeting;
+pub mod hold;
 pub mod probe;
 pub mod relay;
 mod sources;
@@ -83,6 +84,8 @@ struct Shared {
     destination: Destination,
     guard: Guard,
     takeover: Takeover,
+    /// Where backends wait that were dialled before their client was accepted.
+    hold: Option<Arc<hold::Hold>>,
     dialer: TcpDialer,
     pipes: PipePool,
     killed: AtomicBool,
@@ -139,6 +142,7 @@ impl Proxy {
                 destination: Arc::new(sock::original_dst),
                 guard: Arc::new(|_| false),
                 takeover: Arc::new(|_| None),
+                hold: None,
                 dialer: TcpDialer { mark: own_mark, speaks_first: false },
                 pipes: PipePool::new(usize::try_from(max_pipes).unwrap_or(usize::MAX)),
                 killed: AtomicBool::new(false),
@@ -172,6 +176,13 @@ impl Proxy {
     #[must_use]
     pub fn with_takeover(mut self, takeover: Takeover) -> Self {
         self.shared.takeover = takeover;
+        self
+    }
+
+    /// Dials backends for the clients that `hold` brings before they are accepted.
+    #[must_use]
+    pub fn with_hold(mut self, hold: Option<hold::Hold>) -> Self {
+        self.shared.hold = hold.map(Arc::new);
         self
     }
 
@@ -225,6 +236,10 @@ impl Shard {
         let Self { listener, inbox, place, shared } = self;
         let listener = tokio::net::TcpListener::from_std(listener)
             .context("cannot hand the acceptor's socket to the runtime")?;
+        if let Some(hold) = shared.hold.clone() {
+            let holding = hold::run(hold, place, Arc::clone(&shared), Arc::clone(&upstreams), drain.clone());
+            drain.spawn("hold", holding);
+        }
         let acceptor = accept::Acceptor::new(listener, inbox, place, Arc::clone(&shared), upstreams)?;
         drain.spawn("accept", acceptor.run(drain.clone()));
         drain.stop().cancelled().await;

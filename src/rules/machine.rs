@@ -5,10 +5,11 @@ use std::future::Future;
 
 use ipnet::IpNet;
 
-use super::apply::{Family, Firewall, HostTools, ToolError, run_tool};
+use super::apply::{Backend, Family, Firewall, HostTools, ToolError, run_tool};
 use super::legacy::conntrack;
 use super::nft;
 use super::routes::{self, Entry, RouteError};
+use super::scratch;
 use crate::model::Frontend;
 use crate::net::link;
 
@@ -49,6 +50,11 @@ pub trait Machine: Firewall {
     /// themselves have to be read.
     fn nft_generation(&self) -> Option<u32> {
         None
+    }
+
+    /// Why packets cannot be held in a queue on this machine; `None` if they can.
+    fn lacks_queues(&self, _: Backend, _v6: bool) -> impl Future<Output = Option<String>> + Send {
+        async { None }
     }
 
     /// Whether the kernel has IPv6 and it is not switched off at boot.
@@ -103,6 +109,20 @@ impl Machine for HostTools {
 
     fn nft_generation(&self) -> Option<u32> {
         nft::generation().ok().flatten()
+    }
+
+    async fn lacks_queues(&self, backend: Backend, v6: bool) -> Option<String> {
+        for family in Family::ALL.into_iter().filter(|family| *family == Family::V4 || v6) {
+            match scratch::lacking(backend, family, &[scratch::QUEUE]).await {
+                Ok(lacks) => {
+                    if let Some(lack) = lacks.into_iter().next() {
+                        return Some(lack.said);
+                    }
+                }
+                Err(why) => return Some(why),
+            }
+        }
+        None
     }
 
     fn has_ipv6(&self) -> bool {

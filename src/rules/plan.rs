@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::apply::Family;
 use super::ipset::Set;
 use super::names::{
-    COMMENT, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, OUTPUT_CHAIN, external_sets, served_set,
-    skip_set,
+    COMMENT, FIRST_QUEUE, FORWARD_CHAIN, HELD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, OUTPUT_CHAIN,
+    external_sets, served_set, skip_set,
 };
 use super::routes::Entry;
 use crate::model::{Door, Frontend, Protocol};
@@ -33,6 +33,9 @@ pub struct Wanted {
     pub pods: Vec<IpNet>,
     /// Own addresses on which the agent answers over UDP and TCP, let in whatever rules stand below.
     pub listeners: BTreeSet<SocketAddr>,
+    /// In how many queues, from [`FIRST_QUEUE`] on, the first packets of clients of the ranges are held until a backend
+    /// is connected. 0: they are not held.
+    pub queues: u16,
     /// The acceptor's port.
     pub proxy_port: u16,
     /// The mark on the agent's own packets, one bit.
@@ -54,11 +57,14 @@ pub struct Capabilities {
     pub policy_routing: bool,
     /// The kernel has sets of the type `hash:ip,port,net`. Without: source ranges of load balancers hold after accept.
     pub source_sets: bool,
+    /// The kernel can hold packets in queues. Without: no packet is held.
+    pub queues: bool,
 }
 
 impl Capabilities {
     /// A machine that has everything.
-    pub const ALL: Self = Self { ipset: true, v6: true, policy_routing: true, source_sets: true };
+    pub const ALL: Self =
+        Self { ipset: true, v6: true, policy_routing: true, source_sets: true, queues: true };
 }
 
 /// Everything that should stand on the node.
@@ -199,6 +205,32 @@ impl Input<'_> {
             && doors.any(|(_, door)| !door.sources.is_empty())
     }
 
+    /// Whether the first packets of clients are held.
+    fn holds(&self) -> bool {
+        self.wanted.queues > 0 && self.capabilities.ipset && self.capabilities.queues
+    }
+
+    /// Leads packets that were held out of the chain, to those that stand behind it. They carry both marks.
+    fn held_before(&self) -> String {
+        let both = self.deliver_mark();
+        format!("-p tcp -m mark --mark {both:#x}/{both:#x} -m comment --comment {COMMENT} -g {HELD_CHAIN}")
+    }
+
+    /// Holds a client's first packet to what is served in `range`. A queue that nobody reads lets it through.
+    fn hold(&self, range: &IpNet) -> String {
+        let (served, refuse) = (served_set(self.family), self.wanted.refuse_mark);
+        let last = FIRST_QUEUE.saturating_add(self.wanted.queues - 1);
+        let queues = if last == FIRST_QUEUE {
+            format!("--queue-num {FIRST_QUEUE} --queue-bypass")
+        } else {
+            format!("--queue-balance {FIRST_QUEUE}:{last} --queue-bypass --queue-cpu-fanout")
+        };
+        format!(
+            "-d {range} -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m mark ! --mark {refuse:#x}/{refuse:#x} \
+             -m set --match-set {served} dst,dst -m comment --comment {COMMENT} -j NFQUEUE {queues}"
+        )
+    }
+
     /// Served datagrams carry both marks: the one leads them to this machine's own sockets, the other past every
     /// rule that would refuse or redirect them.
     fn deliver_mark(&self) -> u32 {
@@ -306,7 +338,16 @@ impl Input<'_> {
             "-m comment --comment {COMMENT} -j MARK --set-xmark {0:#x}/{0:#x}",
             self.wanted.refuse_mark
         );
-        let mut rules = vec![self.own()];
+        let mut rules = Vec::new();
+        let mut chains = Vec::new();
+        if self.holds() {
+            // Before the own mark is looked at: these carry it too.
+            rules.push(self.held_before());
+            let both = self.deliver_mark();
+            let clear = format!("-m comment --comment {COMMENT} -j MARK --set-xmark 0x0/{both:#x}");
+            chains.push(ChainPlan { name: HELD_CHAIN, rules: vec![clear] });
+        }
+        rules.push(self.own());
         if self.capabilities.ipset {
             rules.push(established_tcp());
             let (served, skip) = (served_set(self.family), skip_set(self.family));
@@ -325,6 +366,10 @@ impl Input<'_> {
                 }
             }
             rules.extend(self.mangle_external(&mark));
+            if self.holds() {
+                // Last: the packet that is held goes no further in this chain.
+                rules.extend(self.ranges.iter().map(|range| self.hold(range)));
+            }
         } else {
             rules.extend(self.skip_each());
             // Without sets each served frontend costs a rule; what it marks is not refused by the rule of the range.
@@ -338,9 +383,10 @@ impl Input<'_> {
             let new = "-p udp -m conntrack --ctstate NEW";
             rules.extend(self.ranges.iter().map(|range| format!("-d {range} {new} {mark}")));
         }
+        chains.push(ChainPlan { name: MANGLE_CHAIN, rules });
         TablePlan {
             name: "mangle",
-            chains: vec![ChainPlan { name: MANGLE_CHAIN, rules }],
+            chains,
             jumps: vec![("PREROUTING", MANGLE_CHAIN), ("OUTPUT", MANGLE_CHAIN)],
         }
     }

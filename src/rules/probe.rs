@@ -11,10 +11,10 @@ use nix::sys::resource::{Resource, getrlimit};
 use super::apply::{Backend, Family, HostTools};
 use super::detect::{StartError, detect};
 use super::legacy::{self, Options, Roots};
-use super::machine::{CAP_NET_ADMIN, CAP_NET_RAW, effective_capabilities};
+use super::machine::{CAP_NET_ADMIN, CAP_NET_RAW, Machine as _, effective_capabilities};
 use super::routes;
-use super::scratch::{Lack, lacking};
-use crate::config::{InterceptSettings, IptablesBackend};
+use super::scratch::{FEATURES, Lack, QUEUE, lacking};
+use crate::config::{ConnectMode, InterceptSettings, IptablesBackend};
 
 /// What to do where something could not be looked at.
 const AS_ROOT: &str = "run `edgesplice check` as root on the node";
@@ -103,6 +103,11 @@ async fn rules(settings: &InterceptSettings, ranges: &[IpNet], found: &mut Vec<F
     if !(held && backend == Backend::Legacy) {
         // With the lock held, the probes would only wait for it.
         features(backend, detection.v6, found).await;
+        if settings.connect == ConnectMode::BeforeAccept
+            && let Some(said) = HostTools.lacks_queues(backend, detection.v6).await
+        {
+            found.push(missing_queues(&said));
+        }
     }
     match legacy::facts(&HostTools, &Roots::default(), &Options::default()).await {
         Ok(facts) => standing::judge(settings, backend, ranges, &facts, found),
@@ -143,7 +148,7 @@ async fn lock(backend: Backend, found: &mut Vec<Finding>) -> bool {
 
 async fn features(backend: Backend, v6: bool, found: &mut Vec<Finding>) {
     for family in Family::ALL.into_iter().filter(|family| *family == Family::V4 || v6) {
-        match lacking(backend, family).await {
+        match lacking(backend, family, &FEATURES).await {
             Ok(lacks) => found.extend(lacks.iter().map(|lack| missing_feature(lack, family))),
             Err(why) => {
                 let what = format!("what the {} packet filter can do is unknown: {why}", family.as_str());
@@ -190,6 +195,14 @@ fn missing_feature(lack: &Lack, family: Family) -> Finding {
     }
     let what = format!("{family}: {} does not work ({said})", feature.name);
     Finding::new("missing-feature", Problem, what, format!("modprobe {module}"))
+}
+
+fn missing_queues(said: &str) -> Finding {
+    let what = format!(
+        "intercept.connect is before-accept, but packets cannot be held ({said}): backends are dialled after accept"
+    );
+    let mend = format!("modprobe {}, or set intercept.connect to after-accept", QUEUE.modules[0]);
+    Finding::new("no-queues", Warning, what, mend)
 }
 
 /// Addresses and routes that the ranges would swallow.

@@ -23,7 +23,7 @@ use super::places::Places;
 use super::plan::{Capabilities, FamilyPlan, Plan, Wanted, plan};
 use super::render;
 use super::routes::{Entry, RouteError};
-use crate::config::{InterceptSettings, IptablesBackend};
+use crate::config::{ConnectMode, InterceptSettings, IptablesBackend};
 use crate::model::{Frontend, Protocol};
 use crate::obs::api::RulesReport;
 
@@ -35,6 +35,8 @@ const LONGEST_PERIOD: Duration = Duration::from_secs(3);
 
 /// Why sets are given up before they were tried.
 const NO_IPSET: &str = "the program `ipset` is not installed, or the kernel has no sets";
+/// What follows where `intercept.connect` cannot be what it was told to be.
+const NOT_HELD: &str = "intercept.connect is before-accept, but backends are dialled after accept";
 /// What follows for external frontends.
 const NO_EXTERNAL: &str = "without ip sets, node ports, external addresses and load balancer addresses are not served; install the package `ipset`";
 /// Begins the warning about routes that could not be added; it goes once they stand.
@@ -121,6 +123,14 @@ impl<M: Machine> Reconciler<M> {
         };
         if !ipset {
             this.give_up_sets(NO_IPSET);
+        }
+        if settings.connect == ConnectMode::BeforeAccept {
+            if let Some(why) = this.machine.lacks_queues(found.backend, found.v6).await {
+                this.capabilities.queues = false;
+                this.warn(format!("{NOT_HELD} (packets cannot be held: {why})"));
+            } else if !ipset {
+                this.warn(format!("{NOT_HELD} (that takes ip sets)"));
+            }
         }
         Ok(this)
     }

@@ -17,6 +17,7 @@ fn settings(backend: IptablesBackend) -> InterceptSettings {
         service_proxy_name: String::new(),
         node_ports: None,
         external_ips: false,
+        connect: ConnectMode::AfterAccept,
         sync_period: Duration::from_secs(2),
         own_mark: 2,
         refuse_mark: 1,

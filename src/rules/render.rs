@@ -185,6 +185,21 @@ mod tests {
     }
 
     #[test]
+    fn v4_holding_in_two_queues() {
+        let wanted = Wanted { queues: 2, ..wanted(&["10.96.0.0/12"]) };
+        let held = plan(&wanted, ALL);
+        let chains = held.families[0].tables[1].chains.iter();
+        let lines =
+            chains.flat_map(|chain| chain.rules.iter().map(move |rule| format!("{} {rule}", chain.name)));
+        insta::assert_snapshot!(lines.collect::<Vec<_>>().join("\n"));
+        // Where that cannot be, everything is as without.
+        let none = plan(&Wanted { queues: 0, ..wanted.clone() }, ALL);
+        assert_eq!(plan(&wanted, Capabilities { queues: false, ..ALL }), none);
+        let no_sets = Capabilities { ipset: false, ..ALL };
+        assert_eq!(plan(&wanted, no_sets), plan(&Wanted { queues: 0, ..wanted }, no_sets));
+    }
+
+    #[test]
     fn v4_without_ipset() {
         insta::assert_snapshot!(golden(&["10.96.0.0/12"], Capabilities { ipset: false, ..ALL }, Family::V4));
     }

@@ -93,6 +93,16 @@ pub const FEATURES: [Feature; 9] = [
     },
 ];
 
+/// What holding packets takes; needed only where `intercept.connect` asks for it.
+pub const QUEUE: Feature = need(
+    "holding packets",
+    both("nfnetlink_queue"),
+    ["mangle", "PREROUTING"],
+    both(
+        "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j NFQUEUE --queue-balance 1:2 --queue-bypass --queue-cpu-fanout",
+    ),
+);
+
 /// What a feature's probe said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lack {
@@ -102,15 +112,19 @@ pub struct Lack {
     pub said: String,
 }
 
-/// The features missing in one back end and family, or why that could not be found out.
-pub async fn lacking(backend: Backend, family: Family) -> Result<Vec<Lack>, String> {
+/// Which of `features` are missing in one back end and family, or why that could not be found out.
+pub async fn lacking(
+    backend: Backend,
+    family: Family,
+    features: &'static [Feature],
+) -> Result<Vec<Lack>, String> {
     let (send, receive) = tokio::sync::oneshot::channel();
     // A thread of its own: the namespace is the thread's, and ends with it.
     std::thread::Builder::new()
         .name("rule-probe".to_owned())
         .spawn(move || {
             // The receiver may have given up waiting.
-            let _ = send.send(probe_all(backend, family, &FEATURES));
+            let _ = send.send(probe_all(backend, family, features));
         })
         .map_err(|error| format!("no thread for the probe: {error}"))?;
     match tokio::time::timeout(PROBE_LIMIT, receive).await {

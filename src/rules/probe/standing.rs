@@ -210,7 +210,7 @@ fn not_tracked(ruleset: &Ruleset, ranges: &[IpNet], found: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::IptablesBackend;
+    use crate::config::{ConnectMode, IptablesBackend};
     use crate::rules::legacy::Unreadable;
 
     fn settings() -> InterceptSettings {
@@ -223,6 +223,7 @@ mod tests {
             service_proxy_name: String::new(),
             node_ports: None,
             external_ips: false,
+            connect: ConnectMode::AfterAccept,
             sync_period: std::time::Duration::from_secs(2),
             own_mark: 2,
             refuse_mark: 1,
