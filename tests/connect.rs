@@ -255,7 +255,7 @@ fn a_retransmitted_first_packet_is_no_second_connection() {
     let agent = patient(&scene);
     for (round, (place, client)) in (1..).zip(scene.clients()) {
         std::thread::scope(|scope| {
-            let connecting = scope.spawn(|| client.connect_within("10.96.1.1:80", Duration::from_secs(60)));
+            let connecting = scope.spawn(|| client.connect_within("10.96.1.1:80", Duration::from_mins(1)));
             // The client's second packet comes after one second, the backend's handshake is answered at its third.
             std::thread::sleep(Duration::from_millis(2_200));
             assert!(!connecting.is_finished(), "{place}: nothing is accepted before a backend is");
@@ -356,7 +356,7 @@ fn more_than_can_be_held_are_accepted_first() {
     let mut stream = scene.routed.connect("10.96.1.2:80").expect("others are served");
     assert_eq!(read_all(&mut stream).expect("an answer"), "ok");
     // In the end each is told, one way or the other.
-    let end = Instant::now() + Duration::from_secs(60);
+    let end = Instant::now() + Duration::from_mins(1);
     for client in &mut clients {
         client.set_nonblocking(false).expect("a blocking socket");
         let mut ready = [nix::poll::PollFd::new(

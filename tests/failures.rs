@@ -5,6 +5,7 @@
 mod lab;
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use lab::{Agent, Lab, Netns, Server, errno, eventually, objects, read_all};
@@ -224,6 +225,46 @@ fn a_backend_that_does_not_accept_holds_few_clients_up() {
         assert!(started.elapsed() < Duration::from_secs(2));
     }
     assert!(waiting.len() <= 3, "{} clients hang", waiting.len());
+}
+
+#[test]
+fn a_backend_that_leaves_its_service_keeps_the_connections_it_has() {
+    let lab = Lab::new("leaves");
+    let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));
+    let (old, new) = (Server::echo(&b, 7000), Server::echo(&c, 7000));
+    let agent = Agent::on(&a).manifest("trio.json", &manifest(&["192.168.77.2"])).start();
+    let say = |stream: &mut TcpStream| {
+        stream.write_all(b"!").and_then(|()| stream.read_exact(&mut [0])).expect("an echo");
+    };
+    let mut open = a.connect(SERVICE).expect("accepted");
+    say(&mut open);
+    agent.write("trio.json", &manifest(&["192.168.77.3"]));
+    let limit = Duration::from_secs(20);
+    let state_of = |status: &serde_json::Value, address: &str| {
+        let backends = status["services"][0]["backends"].as_array().cloned().unwrap_or_default();
+        backends.into_iter().find(|one| one["address"] == address).map(|one| one["state"].to_string())
+    };
+    agent.wait_for("it is draining", limit, |status| {
+        state_of(status, "192.168.77.2:7000").as_deref() == Some("\"draining\"")
+    });
+    // The open one goes on, new ones go to the new backend.
+    say(&mut open);
+    for _ in 0..10 {
+        say(&mut a.connect(SERVICE).expect("accepted"));
+    }
+    assert_eq!((old.accepted(), new.accepted()), (1, 10), "{}", agent.log());
+    say(&mut open);
+    drop(open);
+    agent.wait_for("it is forgotten", limit, |status| state_of(status, "192.168.77.2:7000").is_none());
+    // The service goes as a whole: what is open still goes on, what comes is refused.
+    let mut open = a.connect(SERVICE).expect("accepted");
+    say(&mut open);
+    agent.remove("trio.json");
+    agent.wait_for("it is gone", limit, |status| status["services"].as_array().is_some_and(Vec::is_empty));
+    eventually("new ones are refused", limit, || {
+        (a.connect(SERVICE).err() == Some(Errno::ECONNREFUSED)).then_some(())
+    });
+    say(&mut open);
 }
 
 /// Cuts a node off without a word, as a power failure does.

@@ -8,7 +8,9 @@ use crate::lab::{Agent, AgentBuilder, Lab, Node, Pod, Process, objects};
 use crate::origin::{BULK_PORT, HTTP_PORT};
 
 /// All of them, in the order of the table's columns.
-pub(crate) const KINDS: [&str; 6] = ["direct", "dnat", "haproxy", "nginx", "edgesplice", OTHER];
+pub(crate) const KINDS: [&str; 7] = ["direct", "dnat", "haproxy", "nginx", "edgesplice", HELD, OTHER];
+/// Edgesplice with `intercept.connect: before-accept`, taken in where `ROWS` names it.
+pub(crate) const HELD: &str = "held";
 /// Another build of edgesplice, taken in when the variable of that name, in capitals, holds its path.
 pub(crate) const OTHER: &str = "other";
 /// The service's address, on every node but that of `direct`.
@@ -123,6 +125,13 @@ pub(crate) fn start_nginx(node: &Node, stream: &str, port: u16) -> Process {
 /// The agent of `kind` on `node`, not yet started.
 pub(crate) fn agent(kind: &str, node: &Node) -> AgentBuilder {
     let builder = Agent::on(node);
+    if kind == HELD {
+        let file = node.dir().join("held.yaml");
+        let text = "apiVersion: edgesplice.io/v1alpha1\nkind: EdgespliceConfiguration\n\
+                    intercept: {connect: before-accept}\n";
+        fs::write(&file, text).expect("a configuration file");
+        return builder.args(&["--config", &file.display().to_string()]);
+    }
     match std::env::var(OTHER.to_uppercase()) {
         Ok(path) if kind == OTHER => builder.program(&path),
         _ => builder,

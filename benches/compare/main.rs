@@ -5,7 +5,8 @@
 //! minute of the machine falls on all. The load generator, the server and the contender share the machine's cores:
 //! figures compare within one run and say nothing about another machine.
 //!
-//! Run it with `make bench`. `QUICK=1` makes it short; `ROWS=direct,dnat,haproxy,nginx,edgesplice` picks contenders,
+//! Run it with `make bench`. `QUICK=1` makes it short; `ROWS=direct,dnat,haproxy,nginx,edgesplice,held` picks contenders
+//! (`held` is edgesplice with `intercept.connect: before-accept`, left out unless it is named),
 //! `MEASURES=bulk1,bulk8,keepAlive,newConnections,latency,size` what is measured, and `OTHER=path` takes another build of
 //! edgesplice in as a contender.
 
@@ -27,7 +28,7 @@ mod lab;
 
 use std::time::Duration;
 
-use contenders::{Contender, KINDS, OTHER};
+use contenders::{Contender, HELD, KINDS, OTHER};
 use lab::Lab;
 use load::{MEASURES, Outcome};
 use report::Report;
@@ -47,7 +48,9 @@ fn main() {
         Plan { quick, rounds: 5, each: Duration::from_secs(3) }
     };
     let wanted = std::env::var("ROWS").unwrap_or_else(|_| {
-        let usual = KINDS.iter().filter(|kind| **kind != OTHER || std::env::var_os("OTHER").is_some());
+        let usual = KINDS.iter().filter(|kind| {
+            ![HELD, OTHER].contains(kind) || **kind == OTHER && std::env::var_os("OTHER").is_some()
+        });
         usual.copied().collect::<Vec<_>>().join(",")
     });
     let wanted: Vec<&str> = wanted.split(',').collect();

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::time::{Duration, Instant};
 
-use crate::contenders::{OTHER, agent, haproxy_head, start_haproxy, start_nginx};
+use crate::contenders::{HELD, OTHER, agent, haproxy_head, start_haproxy, start_nginx};
 use crate::cpu;
 use crate::lab::{Agent, Lab, Node, objects};
 
@@ -39,7 +39,7 @@ pub(crate) fn measure(kind: &str, lab: &Lab) -> Option<Size> {
         }
         "haproxy" => (None, Some(start_haproxy(&node, &haproxy_config(), FIRST_PORT + SERVICES - 1)), None),
         "nginx" => (None, Some(start_nginx(&node, &nginx_config(), FIRST_PORT + SERVICES - 1)), None),
-        "edgesplice" | OTHER => return Some(measure_agent(kind, &node)),
+        "edgesplice" | HELD | OTHER => return Some(measure_agent(kind, &node)),
         _ => return None,
     };
     let ready = started.elapsed();
