@@ -81,14 +81,14 @@ with_either_backend!(
 
 /// A service over both families: name, the last part of its addresses, its target port.
 fn dual(name: &str, number: u8, target: u16) -> Vec<Value> {
-    let (v4, v6) = (format!("10.96.1.{number}"), format!("fd00:10:96::1:{number:x}"));
+    let (v4, v6) = (format!("10.96.1.{number}"), format!("fd00:10:96::1{number:02x}"));
     let service = objects::service(name, &[&v4, &v6], &[("tcp-0", 80, target, "TCP")]);
     let slice = |address| objects::slice(name, &[("tcp-0", target, "TCP")], &[address]);
     vec![service, slice("192.168.77.2"), slice("fd77::2")]
 }
 
 fn addresses(number: u8) -> [String; 2] {
-    [format!("10.96.1.{number}:80"), format!("[fd00:10:96::1:{number:x}]:80")]
+    [format!("10.96.1.{number}:80"), format!("[fd00:10:96::1{number:02x}]:80")]
 }
 
 fn held(agent: &Agent, what: &str) -> u64 {
@@ -180,7 +180,7 @@ fn whoever_finds_nobody_is_refused_and_not_reset(backend: &str) {
 fn what_is_not_served_is_refused_at_once(backend: &str) {
     let scene = Scene::new(&format!("unserved-{backend}"));
     let mut services = dual("web", 1, 7003);
-    services.push(objects::service("empty", &["10.96.1.2", "fd00:10:96::1:2"], &[("tcp-0", 80, 80, "TCP")]));
+    services.push(objects::service("empty", &["10.96.1.2", "fd00:10:96::102"], &[("tcp-0", 80, 80, "TCP")]));
     let mut local = objects::pair("local", "10.96.1.3", 80, 7003, &["192.168.77.2"]);
     local[0]["spec"]["internalTrafficPolicy"] = json!("Local");
     services.extend(local);
@@ -190,7 +190,7 @@ fn what_is_not_served_is_refused_at_once(backend: &str) {
     let [empty, empty6] = addresses(2);
     for (place, client) in scene.clients() {
         for to in
-            [&*empty, &*empty6, "10.96.1.1:81", "[fd00:10:96::1:1]:81", "10.96.77.77:80", "10.96.1.3:80"]
+            [&*empty, &*empty6, "10.96.1.1:81", "[fd00:10:96::101]:81", "10.96.77.77:80", "10.96.1.3:80"]
         {
             assert_eq!(
                 client.connect(to).err(),

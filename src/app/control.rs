@@ -39,6 +39,8 @@ pub(super) struct Shared {
     pub(super) queues: u16,
     /// The snapshot in force.
     pub(super) snapshot: ArcSwap<Snapshot>,
+    /// The destinations of this host's routes but the default ones, and its own addresses.
+    pub(super) ways: ArcSwap<(Vec<IpNet>, Vec<IpAddr>)>,
     /// The captured ranges.
     pub(super) ranges: ArcSwap<Vec<IpNet>>,
     /// Served UDP frontends whose socket could not be opened, each as a line for people.
@@ -63,6 +65,7 @@ impl Shared {
             proxy_port,
             queues,
             snapshot: ArcSwap::default(),
+            ways: ArcSwap::default(),
             ranges: ArcSwap::default(),
             unopened: ArcSwap::default(),
             dns: ArcSwap::default(),
@@ -72,6 +75,18 @@ impl Shared {
             loaded: AtomicBool::new(false),
             health_faults: ArcSwap::default(),
         }
+    }
+
+    /// Whether what `backend`, which is on this node, sends to `client` comes by this machine's routing. It does not
+    /// where both are on one bridge: there they find each other directly.
+    pub(super) fn is_between(&self, client: IpAddr, backend: IpAddr) -> bool {
+        let ways = self.ways.load();
+        let (routed, own) = &**ways;
+        if own.contains(&backend) {
+            return true;
+        }
+        let way = routed.iter().filter(|net| net.contains(&backend)).max_by_key(|net| net.prefix_len());
+        way.is_none_or(|net| net.prefix_len() == net.max_prefix_len() || !net.contains(&client))
     }
 
     /// Whether packets to `ip` come back to the acceptor.
@@ -230,6 +245,8 @@ pub(super) struct Control {
     /// Ports at own addresses on which others must not be shadowed.
     exposed: BTreeSet<u16>,
     health: HealthPorts,
+    /// A Service has asked for its clients' addresses to be kept. From then on the rules stand: connections depend on them.
+    keep_source: bool,
     wanted: watch::Sender<Arc<Wanted>>,
 }
 
@@ -256,6 +273,7 @@ impl Control {
             external: OrdMap::new(),
             exposed: BTreeSet::new(),
             health,
+            keep_source: false,
             wanted,
         }
     }
@@ -404,6 +422,11 @@ impl Control {
             self.exposed = exposed;
             now = self.store.snapshot();
         }
+        let local = self.store.local();
+        let known = self.shared.ways.load();
+        if known.0 != local.routed || known.1 != local.own_addresses {
+            self.shared.ways.store(Arc::new((local.routed.clone(), local.own_addresses.clone())));
+        }
         self.upstreams.apply(Arc::clone(&now));
         self.shared.snapshot.store(Arc::clone(&now));
         // Only now: whoever sees this may say of a name that it does not exist.
@@ -420,6 +443,7 @@ impl Control {
                 None => _ = self.external.remove(&at),
             }
         }
+        self.keep_source = self.keep_source || now.ports.values().any(|port| port.keep_source);
         self.announce(&now, found);
     }
 
@@ -441,6 +465,7 @@ impl Control {
             served,
             listeners: self.shared.dns_listen.load().as_ref().clone(),
             queues: self.shared.queues,
+            keep_source: self.keep_source,
             proxy_port: self.shared.proxy_port,
             own_mark: self.settings.intercept.own_mark,
             refuse_mark: self.settings.intercept.refuse_mark,

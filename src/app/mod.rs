@@ -128,6 +128,10 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let tasks = TaskTracker::new();
     let drain = Drain::new();
 
+    let (between, standing) = (Arc::clone(&shared), rules_rx.clone());
+    let proxy = proxy.with_sources(Arc::new(move |client, backend| {
+        standing.borrow().keeps_source && between.is_between(client, backend)
+    }));
     let data = DataPlane::start(proxy, &upstreams, &drain)?;
     let health = HealthPorts::new(Arc::clone(&shared), data.pulse());
     let udp =

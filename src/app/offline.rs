@@ -181,6 +181,7 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
             pods: snapshot.here.pods.clone(),
             listeners: settings.dns.listen.iter().copied().filter(|_| dns).collect(),
             queues: super::hold::wanted(settings),
+            keep_source: snapshot.ports.values().any(|port| port.keep_source),
             proxy_port,
             own_mark: settings.intercept.own_mark,
             refuse_mark: settings.intercept.refuse_mark,

@@ -1,10 +1,10 @@
 //! One service port as the data plane uses it: its backends, its counters, its clients' pins.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use crate::model::{BackendSet, ServicePort, Via};
+use crate::model::{BackendSet, Reach, ServicePort, Via};
 
 use super::affinity::Affinity;
 use super::health::{EjectionPolicy, Tick};
@@ -68,6 +68,19 @@ impl Upstream {
         let own = [(&self.port.v4, &self.v4), (&self.port.v6, &self.v6)];
         let sets = self.port.external.as_ref().and_then(|external| external.other.as_ref());
         own.into_iter().chain(sets.into_iter().flatten().zip(self.other.iter().flatten()))
+    }
+
+    /// Whether the backend dialled at `addr` is to see the client's own address: the service asks for it, and the backend
+    /// is on this node.
+    pub fn keeps_source(&self, addr: SocketAddr) -> bool {
+        let here = |set: &BackendSet| {
+            set.eligible.iter().any(|backend| {
+                backend.addr.0 == addr
+                    && backend.local
+                    && matches!(backend.reach, Reach::Pod | Reach::HostNetwork)
+            })
+        };
+        self.port.keep_source && self.pools().any(|(set, _)| here(set))
     }
 
     /// Picks a backend of `pool` (one of this upstream's) for `client` that is not among `tried`.

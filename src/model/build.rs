@@ -208,6 +208,8 @@ fn service_port(
         connect_timeout: connections.timeout,
         max_connections: connections.most,
         proxy_protocol: connections.proxy_protocol,
+        // The connections of an HTTP port belong to no one client.
+        keep_source: connections.keep_source && mode != super::types::Mode::Http,
         outlier: traffic::outlier(from.rule),
         v4,
         v6,

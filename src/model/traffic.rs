@@ -112,6 +112,8 @@ pub(super) struct Connections {
     pub(super) most: Option<u32>,
     /// Whether each begins with a PROXY protocol header.
     pub(super) proxy_protocol: bool,
+    /// Whether backends on this node see the client's own address.
+    pub(super) keep_source: bool,
 }
 
 /// Reads how the connections of a Service are made: its annotations, else its DestinationRule. What cannot be
@@ -131,6 +133,7 @@ pub(super) fn connections(
         timeout: rule.and_then(|rule| rule.connect_timeout),
         most: rule.and_then(|rule| rule.max_connections),
         proxy_protocol: false,
+        keep_source: false,
     };
     if let Some(text) = &service.connect_timeout {
         match humantime::parse_duration(text.trim()) {
@@ -149,6 +152,13 @@ pub(super) fn connections(
             "v2" => found.proxy_protocol = true,
             "off" | "" => {}
             _ => bad("proxy-protocol", text, "v2 or off"),
+        }
+    }
+    if let Some(text) = &service.source_address {
+        match text.trim() {
+            "preserve" => found.keep_source = true,
+            "off" | "" => {}
+            _ => bad("source-address", text, "preserve or off"),
         }
     }
     found

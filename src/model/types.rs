@@ -295,6 +295,8 @@ pub struct ServicePort {
     pub max_connections: Option<u32>,
     /// Whether backends are told the client's address with a PROXY protocol header, version 2.
     pub proxy_protocol: bool,
+    /// Backends on this node see the client's own address, where that can be had.
+    pub keep_source: bool,
     /// Passive ejection settings, where a `DestinationRule` sets them.
     pub outlier: OutlierDetection,
     /// Backends for IPv4 frontends.

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
@@ -87,6 +87,17 @@ pub fn unmapped(addr: SocketAddr) -> SocketAddr {
 ///
 /// There is no timeout here: dropping the future closes the socket. Keep-alive is off, see [`keep_alive`].
 pub async fn connect(addr: SocketAddr, mark: u32, speaks_first: bool) -> io::Result<TcpStream> {
+    connect_from(None, addr, mark, speaks_first).await
+}
+
+/// The same from any free port of `source`, which need not be an address of this machine. Whoever calls this sees to it
+/// that answers find their way; it needs `CAP_NET_ADMIN`.
+pub async fn connect_from(
+    source: Option<IpAddr>,
+    addr: SocketAddr,
+    mark: u32,
+    speaks_first: bool,
+) -> io::Result<TcpStream> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     {
         let options = SockRef::from(&socket);
@@ -97,6 +108,18 @@ pub async fn connect(addr: SocketAddr, mark: u32, speaks_first: bool) -> io::Res
         if speaks_first {
             options.set_tcp_quickack(false)?;
         }
+        if source.is_some() {
+            if addr.is_ipv4() {
+                options.set_ip_transparent_v4(true)?;
+            } else {
+                options.set_ip_transparent_v6(true)?;
+            }
+            // The port is chosen when the other end is known: one may serve many backends.
+            nix::sys::socket::setsockopt(&socket, nix::sys::socket::sockopt::IpBindAddressNoPort, &true)?;
+        }
+    }
+    if let Some(source) = source {
+        socket.bind(SocketAddr::new(source, 0))?;
     }
     socket.connect(addr).await
 }

@@ -141,6 +141,9 @@ pub struct RulesReport {
     pub repairs_total: u64,
     /// The last fault; empty when the last pass was good.
     pub last_error: String,
+    /// Whether backends on this node can see their clients' addresses, where a Service asks for it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keeps_source: bool,
     /// Whether the rules are in.
     #[serde(default)]
     pub installed: bool,
@@ -362,6 +365,7 @@ pub(crate) mod tests {
                 refuse_before_accept: true,
                 repairs_total: 1,
                 last_error: String::new(),
+                keeps_source: false,
                 installed: true,
                 warnings: Vec::new(),
             },

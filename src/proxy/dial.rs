@@ -34,6 +34,28 @@ pub struct TcpDialer {
     pub speaks_first: bool,
 }
 
+/// Dials backends of one service port for one client, whose address those on this node see if the service asks for it.
+pub(super) struct ClientDialer<'a> {
+    /// What is dialled with.
+    pub(super) dialer: TcpDialer,
+    /// The service port.
+    pub(super) upstream: &'a Upstream,
+    /// The client.
+    pub(super) client: IpAddr,
+    /// Says whether what the second address sends to the first comes by this machine.
+    pub(super) comes_home: &'a super::ComesHome,
+}
+
+impl Dialer for ClientDialer<'_> {
+    type Stream = TcpStream;
+
+    fn dial(&self, addr: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send {
+        let keep = self.upstream.keeps_source(addr) && (self.comes_home)(self.client, addr.ip());
+        let source = Some(self.client).filter(|_| keep);
+        sock::connect_from(source, addr, self.dialer.mark, self.dialer.speaks_first)
+    }
+}
+
 impl Dialer for TcpDialer {
     type Stream = TcpStream;
 

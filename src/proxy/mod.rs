@@ -46,6 +46,10 @@ const MAX_PIPES: u64 = 1024;
 /// already; this is the last line of defence against a loop.
 pub type Guard = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
 
+/// Says whether packets from a backend, the second address, to a client, the first, pass this machine's packet filter,
+/// and are brought back to the socket that stands for the client.
+pub type ComesHome = Arc<dyn Fn(std::net::IpAddr, std::net::IpAddr) -> bool + Send + Sync>;
+
 /// Reads where a client wanted to go; the second argument is the client's address.
 pub type Destination = Arc<dyn Fn(&TcpStream, SocketAddr) -> std::io::Result<SocketAddr> + Send + Sync>;
 
@@ -86,6 +90,7 @@ struct Shared {
     takeover: Takeover,
     /// Where backends wait that were dialled before their client was accepted.
     hold: Option<Arc<hold::Hold>>,
+    comes_home: ComesHome,
     dialer: TcpDialer,
     pipes: PipePool,
     killed: AtomicBool,
@@ -143,6 +148,7 @@ impl Proxy {
                 guard: Arc::new(|_| false),
                 takeover: Arc::new(|_| None),
                 hold: None,
+                comes_home: Arc::new(|_, _| false),
                 dialer: TcpDialer { mark: own_mark, speaks_first: false },
                 pipes: PipePool::new(usize::try_from(max_pipes).unwrap_or(usize::MAX)),
                 killed: AtomicBool::new(false),
@@ -176,6 +182,13 @@ impl Proxy {
     #[must_use]
     pub fn with_takeover(mut self, takeover: Takeover) -> Self {
         self.shared.takeover = takeover;
+        self
+    }
+
+    /// Lets backends for which `comes_home` says true see their client's address, where the service asks for it.
+    #[must_use]
+    pub fn with_sources(mut self, comes_home: ComesHome) -> Self {
+        self.shared.comes_home = comes_home;
         self
     }
 

@@ -9,7 +9,7 @@ use super::apply::{Backend, Family, Firewall, HostTools, ToolError, run_tool};
 use super::legacy::conntrack;
 use super::nft;
 use super::routes::{self, Entry, RouteError};
-use super::scratch;
+use super::scratch::{self, Feature};
 use crate::model::Frontend;
 use crate::net::link;
 
@@ -52,8 +52,13 @@ pub trait Machine: Firewall {
         None
     }
 
-    /// Why packets cannot be held in a queue on this machine; `None` if they can.
-    fn lacks_queues(&self, _: Backend, _v6: bool) -> impl Future<Output = Option<String>> + Send {
+    /// Why one of `features` is missing on this machine; `None` if all are there.
+    fn lacks(
+        &self,
+        _: Backend,
+        _v6: bool,
+        _features: &'static [Feature],
+    ) -> impl Future<Output = Option<String>> + Send {
         async { None }
     }
 
@@ -111,9 +116,9 @@ impl Machine for HostTools {
         nft::generation().ok().flatten()
     }
 
-    async fn lacks_queues(&self, backend: Backend, v6: bool) -> Option<String> {
+    async fn lacks(&self, backend: Backend, v6: bool, features: &'static [Feature]) -> Option<String> {
         for family in Family::ALL.into_iter().filter(|family| *family == Family::V4 || v6) {
-            match scratch::lacking(backend, family, &[scratch::QUEUE]).await {
+            match scratch::lacking(backend, family, features).await {
                 Ok(lacks) => {
                     if let Some(lack) = lacks.into_iter().next() {
                         return Some(lack.said);

@@ -15,6 +15,8 @@ pub const FORWARD_CHAIN: &str = "EDGESPLICE-FORWARD";
 pub const OUTPUT_CHAIN: &str = "EDGESPLICE-OUTPUT";
 /// Chain in table `mangle`: lets go on what was held and comes a second time.
 pub const HELD_CHAIN: &str = "EDGESPLICE-HELD";
+/// Chain in table `mangle`: leads to this machine what backends answer to clients whose address they see.
+pub const HOME_CHAIN: &str = "EDGESPLICE-HOME";
 /// The first of the queues in which clients' first packets are held; there are as many as the data plane has threads.
 pub const FIRST_QUEUE: u16 = 23_700;
 /// An empty chain in each nft table that did not exist before this program made it. It outlives a killed agent, so
@@ -35,7 +37,8 @@ pub const REFUSE_PRIORITY: u32 = 237;
 
 /// Whether a chain of that name belongs to this program, in whichever table.
 pub fn is_own_chain(name: &str) -> bool {
-    [NAT_CHAIN, INPUT_CHAIN, FORWARD_CHAIN, OUTPUT_CHAIN, HELD_CHAIN, CREATED_CHAIN].contains(&name)
+    [NAT_CHAIN, INPUT_CHAIN, FORWARD_CHAIN, OUTPUT_CHAIN, HELD_CHAIN, HOME_CHAIN, CREATED_CHAIN]
+        .contains(&name)
 }
 
 /// The set of the frontends that have a usable backend, `hash:ip,port`.

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::apply::Family;
 use super::ipset::Set;
 use super::names::{
-    COMMENT, FIRST_QUEUE, FORWARD_CHAIN, HELD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, OUTPUT_CHAIN,
-    external_sets, served_set, skip_set,
+    COMMENT, FIRST_QUEUE, FORWARD_CHAIN, HELD_CHAIN, HOME_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN,
+    OUTPUT_CHAIN, external_sets, served_set, skip_set,
 };
 use super::routes::Entry;
 use crate::model::{Door, Frontend, Protocol};
@@ -36,6 +36,8 @@ pub struct Wanted {
     /// In how many queues, from [`FIRST_QUEUE`] on, the first packets of clients of the ranges are held until a backend
     /// is connected. 0: they are not held.
     pub queues: u16,
+    /// Connections may be made to backends on this node from their clients' own addresses.
+    pub keep_source: bool,
     /// The acceptor's port.
     pub proxy_port: u16,
     /// The mark on the agent's own packets, one bit.
@@ -59,12 +61,20 @@ pub struct Capabilities {
     pub source_sets: bool,
     /// The kernel can hold packets in queues. Without: no packet is held.
     pub queues: bool,
+    /// Connections can be marked. Without: backends see this node's address.
+    pub connection_marks: bool,
 }
 
 impl Capabilities {
     /// A machine that has everything.
-    pub const ALL: Self =
-        Self { ipset: true, v6: true, policy_routing: true, source_sets: true, queues: true };
+    pub const ALL: Self = Self {
+        ipset: true,
+        v6: true,
+        policy_routing: true,
+        source_sets: true,
+        queues: true,
+        connection_marks: true,
+    };
 }
 
 /// Everything that should stand on the node.
@@ -210,6 +220,27 @@ impl Input<'_> {
         self.wanted.queues > 0 && self.capabilities.ipset && self.capabilities.queues
     }
 
+    /// Whether backends may see their clients' own addresses.
+    fn keeps_source(&self) -> bool {
+        self.wanted.keep_source && self.capabilities.policy_routing && self.capabilities.connection_marks
+    }
+
+    /// Remembers connections of ours that come from somebody else's address, and has what is answered to them brought
+    /// here: with both marks, as datagrams are.
+    fn homing(&self) -> [String; 2] {
+        let own = self.wanted.own_mark;
+        [
+            format!(
+                "-p tcp -m connmark --mark {own:#x}/{own:#x} -m conntrack --ctdir REPLY \
+                 -m comment --comment {COMMENT} -g {HOME_CHAIN}"
+            ),
+            format!(
+                "-p tcp -m mark --mark {own:#x}/{own:#x} -m conntrack --ctstate NEW -m addrtype ! --src-type LOCAL \
+                 -m comment --comment {COMMENT} -j CONNMARK --set-xmark {own:#x}/{own:#x}"
+            ),
+        ]
+    }
+
     /// Leads packets that were held out of the chain, to those that stand behind it. They carry both marks.
     fn held_before(&self) -> String {
         let both = self.deliver_mark();
@@ -274,9 +305,12 @@ impl Input<'_> {
         let mut input = Vec::new();
         if self.capabilities.policy_routing {
             let mark = self.deliver_mark();
-            input.push(format!(
-                "-p udp -m mark --mark {mark:#x}/{mark:#x} -m comment --comment {COMMENT} -j ACCEPT"
-            ));
+            let protocols: &[&str] = if self.keeps_source() { &["udp", "tcp"] } else { &["udp"] };
+            for protocol in protocols {
+                input.push(format!(
+                    "-p {protocol} -m mark --mark {mark:#x}/{mark:#x} -m comment --comment {COMMENT} -j ACCEPT"
+                ));
+            }
         }
         let to_us = format!("-p tcp -m tcp --dport {port}");
         input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
@@ -315,11 +349,19 @@ impl Input<'_> {
         }));
         // On its way out, before connection tracking knows it: a refusal that is remembered would be remembered as not
         // redirected, and the next connection from the same port be lost if the frontend is served by then.
-        let output = if self.capabilities.ipset {
-            vec![format!("-p tcp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset")]
-        } else {
-            Vec::new()
-        };
+        let mut output = Vec::new();
+        if self.keeps_source() {
+            // What this host's own backends answer to clients whose address they see.
+            let both = self.deliver_mark();
+            output.push(format!(
+                "-p tcp -m mark --mark {both:#x}/{both:#x} -m comment --comment {COMMENT} -j RETURN"
+            ));
+        }
+        if self.capabilities.ipset {
+            output.push(format!(
+                "-p tcp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"
+            ));
+        }
         TablePlan {
             name: "filter",
             chains: vec![
@@ -340,13 +382,20 @@ impl Input<'_> {
         );
         let mut rules = Vec::new();
         let mut chains = Vec::new();
+        let both = self.deliver_mark();
+        let homing = self.keeps_source().then(|| self.homing());
+        if let Some([answers, _]) = &homing {
+            rules.push(answers.clone());
+            let deliver = format!("-m comment --comment {COMMENT} -j MARK --set-xmark {both:#x}/{both:#x}");
+            chains.push(ChainPlan { name: HOME_CHAIN, rules: vec![deliver] });
+        }
         if self.holds() {
             // Before the own mark is looked at: these carry it too.
             rules.push(self.held_before());
-            let both = self.deliver_mark();
             let clear = format!("-m comment --comment {COMMENT} -j MARK --set-xmark 0x0/{both:#x}");
             chains.push(ChainPlan { name: HELD_CHAIN, rules: vec![clear] });
         }
+        rules.extend(homing.map(|[_, connections]| connections));
         rules.push(self.own());
         if self.capabilities.ipset {
             rules.push(established_tcp());

@@ -104,7 +104,7 @@ async fn rules(settings: &InterceptSettings, ranges: &[IpNet], found: &mut Vec<F
         // With the lock held, the probes would only wait for it.
         features(backend, detection.v6, found).await;
         if settings.connect == ConnectMode::BeforeAccept
-            && let Some(said) = HostTools.lacks_queues(backend, detection.v6).await
+            && let Some(said) = HostTools.lacks(backend, detection.v6, &QUEUE).await
         {
             found.push(missing_queues(&said));
         }
@@ -201,7 +201,7 @@ fn missing_queues(said: &str) -> Finding {
     let what = format!(
         "intercept.connect is before-accept, but packets cannot be held ({said}): backends are dialled after accept"
     );
-    let mend = format!("modprobe {}, or set intercept.connect to after-accept", QUEUE.modules[0]);
+    let mend = format!("modprobe {}, or set intercept.connect to after-accept", QUEUE[0].modules[0]);
     Finding::new("no-queues", Warning, what, mend)
 }
 

@@ -23,6 +23,7 @@ use super::places::Places;
 use super::plan::{Capabilities, FamilyPlan, Plan, Wanted, plan};
 use super::render;
 use super::routes::{Entry, RouteError};
+use super::scratch::{CONNECTION_MARKS, QUEUE};
 use crate::config::{ConnectMode, InterceptSettings, IptablesBackend};
 use crate::model::{Frontend, Protocol};
 use crate::obs::api::RulesReport;
@@ -82,6 +83,8 @@ pub struct Reconciler<M> {
     pub(super) capabilities: Capabilities,
     /// Rules with sets have been installed once, so that a later failure is not for want of sets.
     sets_proven: bool,
+    /// Whether connections can be marked has been looked at.
+    probed_marks: bool,
     /// What is in force; `None` before the first success and after a failure, when everything is done anew.
     wanted: Option<Wanted>,
     pub(super) wording: BTreeMap<Family, Wording>,
@@ -112,6 +115,7 @@ impl<M: Machine> Reconciler<M> {
             backend: found.backend,
             capabilities: Capabilities { v6: found.v6, ..Capabilities::ALL },
             sets_proven: false,
+            probed_marks: false,
             wanted: None,
             wording: BTreeMap::new(),
             created: BTreeSet::new(),
@@ -125,7 +129,7 @@ impl<M: Machine> Reconciler<M> {
             this.give_up_sets(NO_IPSET);
         }
         if settings.connect == ConnectMode::BeforeAccept {
-            if let Some(why) = this.machine.lacks_queues(found.backend, found.v6).await {
+            if let Some(why) = this.machine.lacks(found.backend, found.v6, &QUEUE).await {
                 this.capabilities.queues = false;
                 this.warn(format!("{NOT_HELD} (packets cannot be held: {why})"));
             } else if !ipset {
@@ -200,6 +204,9 @@ impl<M: Machine> Reconciler<M> {
     fn conclude(&mut self, result: Result<(), RulesError>) -> Result<(), RulesError> {
         self.report.installed = self.wanted.as_ref().is_some_and(|wanted| !wanted.ranges.is_empty());
         self.report.refuse_before_accept = self.capabilities.ipset;
+        self.report.keeps_source = self.wanted.as_ref().is_some_and(|wanted| wanted.keep_source)
+            && self.capabilities.connection_marks
+            && self.capabilities.policy_routing;
         self.report.last_error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         result
     }
@@ -211,7 +218,22 @@ impl<M: Machine> Reconciler<M> {
         }
     }
 
+    /// Looks once whether connections can be marked.
+    async fn probe_marks(&mut self) {
+        self.probed_marks = true;
+        if let Some(why) = self.machine.lacks(self.backend, self.capabilities.v6, &CONNECTION_MARKS).await {
+            self.capabilities.connection_marks = false;
+            self.warn(format!(
+                "edgesplice.io/source-address: preserve cannot be had, backends see this node's address: connections \
+                 cannot be marked ({why}); modprobe xt_connmark"
+            ));
+        }
+    }
+
     async fn bring_about(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
+        if wanted.keep_source && !self.probed_marks {
+            self.probe_marks().await;
+        }
         let old = self.wanted.take();
         let fresh = old.is_none();
         loop {

@@ -200,6 +200,21 @@ mod tests {
     }
 
     #[test]
+    fn v6_with_sources_kept() {
+        let wanted = Wanted { keep_source: true, ..wanted(&["fd00:96::/112"]) };
+        let (kept, without) =
+            (plan(&wanted, ALL), plan(&Wanted { keep_source: false, ..wanted.clone() }, ALL));
+        let lines = |plan: &Plan| -> BTreeSet<String> {
+            let chains =
+                plan.families.iter().flat_map(|family| &family.tables).flat_map(|table| &table.chains);
+            chains.flat_map(|chain| chain.rules.iter().map(|rule| format!("{} {rule}", chain.name))).collect()
+        };
+        let more: Vec<_> = lines(&kept).difference(&lines(&without)).cloned().collect();
+        insta::assert_snapshot!(more.join("\n"));
+        assert_eq!(plan(&wanted, Capabilities { connection_marks: false, ..ALL }), without);
+    }
+
+    #[test]
     fn v4_without_ipset() {
         insta::assert_snapshot!(golden(&["10.96.0.0/12"], Capabilities { ipset: false, ..ALL }, Family::V4));
     }

@@ -94,14 +94,30 @@ pub const FEATURES: [Feature; 9] = [
 ];
 
 /// What holding packets takes; needed only where `intercept.connect` asks for it.
-pub const QUEUE: Feature = need(
+pub const QUEUE: [Feature; 1] = [need(
     "holding packets",
     both("nfnetlink_queue"),
     ["mangle", "PREROUTING"],
     both(
         "-p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -j NFQUEUE --queue-balance 1:2 --queue-bypass --queue-cpu-fanout",
     ),
-);
+)];
+
+/// What it takes to let backends see their clients' addresses; needed only where a Service asks for it.
+pub const CONNECTION_MARKS: [Feature; 2] = [
+    need(
+        "matching connection marks",
+        both("xt_connmark"),
+        ["mangle", "PREROUTING"],
+        both("-p tcp -m connmark --mark 0x1/0x1 -m conntrack --ctdir REPLY -j RETURN"),
+    ),
+    need(
+        "setting connection marks",
+        both("xt_connmark"),
+        ["mangle", "OUTPUT"],
+        both("-p tcp -m addrtype ! --src-type LOCAL -j CONNMARK --set-xmark 0x1/0x1"),
+    ),
+];
 
 /// What a feature's probe said.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -66,6 +66,7 @@ pub(crate) fn service(name: &str, frontend: SocketAddr, backends: &[SocketAddr])
         connect_timeout: None,
         max_connections: None,
         proxy_protocol: false,
+        keep_source: false,
         outlier: OutlierDetection::default(),
         v4: set,
         v6: BackendSet::default(),

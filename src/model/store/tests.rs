@@ -508,6 +508,7 @@ fn settings_come_from_annotation_rule_and_spec() {
     let http = port(&got, "web", "http-0");
     assert_eq!(http.connect_timeout, Some(Duration::from_millis(750)));
     assert_eq!((http.max_connections, http.proxy_protocol), (Some(20), true));
+    assert!(!http.keep_source);
     store.upsert(annotated("soon", "0", "v1"));
     let got = store.snapshot();
     let http = port(&got, "web", "http-0");

@@ -106,6 +106,7 @@ impl World {
             connect_timeout: None,
             max_connections: None,
             proxy_protocol: false,
+            keep_source: false,
             outlier: OutlierDetection::default(),
             v4: BackendSet { preferred: eligible.len(), eligible, excluded: Vec::new() },
             v6: BackendSet::default(),

@@ -25,7 +25,7 @@ use crate::model::{Frontend, Mode, Protocol, Via};
 use crate::net::queue::{MESSAGE, Packet, Queue, Verdict};
 
 use super::Shared;
-use super::dial::{self, DialError, Request};
+use super::dial::{self, ClientDialer, DialError, Request};
 use syn::Syn;
 use waiting::{Arrival, Waiting};
 
@@ -259,7 +259,14 @@ impl Dial {
             limits: shared.limits,
             guard: &*shared.guard,
         };
-        let dialled = dial::dial(&shared.dialer, request, shared.until_killed()).await;
+        let dialer = ClientDialer {
+            // Nothing is said before the client is accepted.
+            dialer: shared.dialer,
+            upstream: &upstream,
+            client: syn.client.ip(),
+            comes_home: &shared.comes_home,
+        };
+        let dialled = dial::dial(&dialer, request, shared.until_killed()).await;
         self.ended = true;
         let Self { syn, shared, upstreams, hold, .. } = &self;
         match dialled {

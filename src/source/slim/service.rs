@@ -51,6 +51,8 @@ pub struct Service {
     pub max_connections: Option<Box<str>>,
     /// Annotation `edgesplice.io/proxy-protocol`.
     pub proxy_protocol: Option<Box<str>>,
+    /// Annotation `edgesplice.io/source-address`.
+    pub source_address: Option<Box<str>>,
     /// `creationTimestamp`; RFC 3339 in UTC, so that text order is time order.
     pub created: Option<Box<str>>,
     /// `resourceVersion` as a number, 0 where it is none.
@@ -210,6 +212,7 @@ impl<'de> Deserialize<'de> for Service {
             connect_timeout: metadata.annotation("edgesplice.io/connect-timeout").map(Box::from),
             max_connections: metadata.annotation("edgesplice.io/max-connections").map(Box::from),
             proxy_protocol: metadata.annotation("edgesplice.io/proxy-protocol").map(Box::from),
+            source_address: metadata.annotation("edgesplice.io/source-address").map(Box::from),
             resource_version: metadata.resource_version(),
             namespace: metadata.namespace(),
             name: metadata.name.0,

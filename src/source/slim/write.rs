@@ -121,7 +121,8 @@ fn service(o: &Service) -> Value {
         .with("edgesplice.io/load-balancing", o.load_balancing.as_deref())
         .with("edgesplice.io/connect-timeout", o.connect_timeout.as_deref())
         .with("edgesplice.io/max-connections", o.max_connections.as_deref())
-        .with("edgesplice.io/proxy-protocol", o.proxy_protocol.as_deref());
+        .with("edgesplice.io/proxy-protocol", o.proxy_protocol.as_deref())
+        .with("edgesplice.io/source-address", o.source_address.as_deref());
     let mut labels = o.opt_out.as_ref().map(opt_out_label).unwrap_or_default();
     if o.cluster_dns {
         labels.insert("k8s-app".to_owned(), "kube-dns".into());
