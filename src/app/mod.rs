@@ -3,9 +3,12 @@
 //! Only `cli` and the tests import this module. No behaviour of its own belongs here beyond order: what starts
 //! before what, and what ends before what.
 
+mod admin;
 mod check;
 mod control;
 mod data;
+mod figures;
+mod health;
 mod health_ports;
 mod instance;
 mod names;
@@ -42,6 +45,8 @@ pub use offline::{render_rules, resolve_offline};
 
 use control::{Answering, Control, Shared};
 use data::DataPlane;
+use figures::Meters;
+use health::{Prober, Seen};
 use health_ports::HealthPorts;
 use instance::InstanceLock;
 use report::Reporter;
@@ -57,6 +62,8 @@ pub struct Running {
     pub proxy_port: u16,
     /// The admin endpoint's address.
     pub admin: SocketAddr,
+    /// The admin endpoint's thread.
+    answering: std::thread::JoinHandle<()>,
     settings: Arc<Settings>,
     drain: Drain,
     data: DataPlane,
@@ -112,7 +119,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let guard = Arc::clone(&shared);
     let guard: Guard = Arc::new(move |addr| guard.is_captured(addr.ip()));
     let proxy = proxy.with_guard(Arc::clone(&guard)).with_takeover(names::takeover(&shared));
-    let counters = proxy.counters();
+    let (counters, knock) = (proxy.counters(), proxy.knock());
+    let (max_connections, pipes) = (proxy.max_connections(), proxy.pipes());
 
     let (wanted_tx, wanted_rx) = watch::channel(Arc::new(rules::Wanted::default()));
     let (rules_tx, rules_rx) = watch::channel(RulesReport::default());
@@ -133,6 +141,14 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let control =
         Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
     let probed = Arc::clone(&upstreams);
+    let prober = Prober {
+        shared: Arc::clone(&shared),
+        pulse: data.pulse(),
+        knock,
+        stopping: drain.stop().clone(),
+        seen: Seen::default(),
+    };
+    let meters = Meters { max_connections, pipes, rules_times: reconciler.times(), runtimes: data.named() };
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,
@@ -141,7 +157,8 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
         datagrams,
         source: status_rx,
         rules: rules_rx,
-        pulse: data.pulse(),
+        prober: Arc::new(prober),
+        meters,
         stopping: drain.stop().clone(),
         neighbours: warnings.clone(),
     });
@@ -153,9 +170,20 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     tasks.spawn(async move { source.run(&for_source, sink, until).await });
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
     tasks.spawn(warnings.follow(stop.clone()));
-    tasks.spawn(admin.serve(reporter.handlers(), stop.clone()));
+    let admin = admin::start(admin, reporter, stop.clone())?;
     info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
-    Ok(Running { proxy_port, admin: admin_addr, settings, drain, data, stop, tasks, rules, _lock: lock })
+    Ok(Running {
+        proxy_port,
+        admin: admin_addr,
+        answering: admin,
+        settings,
+        drain,
+        data,
+        stop,
+        tasks,
+        rules,
+        _lock: lock,
+    })
 }
 
 impl Running {
@@ -190,6 +218,9 @@ impl Running {
             warn!("some tasks did not end in time");
         }
         self.data.join();
+        if self.answering.join().is_err() {
+            warn!("the admin endpoint's thread has panicked");
+        }
         info!("stopped");
         Ok(())
     }

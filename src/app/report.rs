@@ -12,15 +12,17 @@ use crate::model::explain::{self, Live};
 use crate::model::{Backend, Frontend, PortId};
 use crate::obs::admin::AdminHandlers;
 use crate::obs::api::{
-    BackendReport, Condition, DnsReport, PortReport, ProxyReport, Resolution, RulesReport, ServiceReport,
-    SourceReport, Status,
+    BackendReport, Condition, DnsReport, Finding, PortReport, ProxyReport, Resolution, RulesReport,
+    ServiceReport, SourceReport, Status,
 };
 use crate::proxy::Counters;
 use crate::proxy::udp::UdpCounters;
 use crate::source::SourceStatus;
 
+use super::check;
 use super::control::Shared;
-use super::data::Pulse;
+use super::figures::Meters;
+use super::health::Prober;
 use super::neighbours::Warnings;
 
 /// Everything that can be reported.
@@ -32,7 +34,8 @@ pub(super) struct Reporter {
     pub(super) datagrams: Arc<UdpCounters>,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) rules: watch::Receiver<RulesReport>,
-    pub(super) pulse: Pulse,
+    pub(super) prober: Arc<Prober>,
+    pub(super) meters: Meters,
     /// Cancelled once no new connections are taken.
     pub(super) stopping: CancellationToken,
     pub(super) neighbours: Warnings,
@@ -41,13 +44,14 @@ pub(super) struct Reporter {
 impl Reporter {
     /// The closures that the admin endpoint calls.
     pub(super) fn handlers(self: Arc<Self>) -> AdminHandlers {
-        let (status, resolve, health, live) =
-            (Arc::clone(&self), Arc::clone(&self), Arc::clone(&self), Arc::clone(&self));
+        let [status, figures, checked, resolve, health] = [(); 5].map(|()| Arc::clone(&self));
         AdminHandlers {
             status: Box::new(move || status.status()),
+            figures: Box::new(move || figures.figures()),
+            check: Box::new(move || checked.look_over()),
             resolve: Box::new(move |target| resolve.resolve(target)),
             health: Box::new(move || health.conditions()),
-            live: Box::new(move || live.live()),
+            live: Box::new(move || self.prober.live()),
         }
     }
 
@@ -62,6 +66,7 @@ impl Reporter {
         warnings.extend(self.shared.dns_faults.load().iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
         warnings.extend(self.shared.health_faults.load().iter().cloned());
+        warnings.extend(self.prober.warnings());
         warnings.extend(source.unreadable.first.iter().cloned());
         let more = source.unreadable.count.saturating_sub(source.unreadable.first.len());
         if more > 0 {
@@ -154,11 +159,15 @@ impl Reporter {
         ]
     }
 
-    /// Whether the data plane moves. This thread does, or it would not answer.
-    fn live(&self) -> Vec<Condition> {
-        let (age, ok) = self.pulse.age();
-        let detail = format!("last moved {:.1} s ago", age.as_secs_f64());
-        vec![Condition { name: "data-plane".to_owned(), ok, detail }]
+    /// What `check` finds on this machine.
+    fn look_over(&self) -> Vec<Finding> {
+        match check::check(&self.settings) {
+            Ok(checkup) => checkup.findings,
+            Err(error) => {
+                tracing::debug!("this machine could not be looked over: {error:#}");
+                Vec::new()
+            }
+        }
     }
 }
 
@@ -215,6 +224,8 @@ fn service(view: &PortView) -> ServiceReport {
         connections_total: view.counters.total.load(Relaxed),
         bytes_in_total: view.counters.bytes_in.load(Relaxed),
         bytes_out_total: view.counters.bytes_out.load(Relaxed),
+        refused_total: view.counters.refused.load(Relaxed),
+        out_of_ports_total: view.counters.out_of_ports.load(Relaxed),
         backends,
     }
 }

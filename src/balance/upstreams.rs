@@ -16,6 +16,7 @@ use crate::model::{Backend, BackendSet, Frontend, Here, PortId, Protocol, Servic
 use super::affinity::Affinity;
 use super::health::{EjectionPolicy, Health, Standing, Tick};
 use super::pool::{Endpoint, Pool};
+use super::tallies::Tallies;
 use super::upstream::{PortCounters, Upstream};
 
 /// What readers see: swapped as a whole.
@@ -38,6 +39,8 @@ struct Memory {
     retired: HashMap<PortId, Arc<PortCounters>>,
     /// Backends that are gone from their service port but may still have connections.
     draining: Vec<Draining>,
+    /// What the service ports that are gone for good have carried.
+    gone: Carried,
 }
 
 #[derive(Clone, Debug)]
@@ -45,6 +48,22 @@ struct Draining {
     port: PortId,
     backend: Backend,
     endpoint: Arc<Endpoint>,
+}
+
+/// Bytes carried since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// From clients to backends.
+    pub bytes_in: u64,
+    /// From backends to clients.
+    pub bytes_out: u64,
+}
+
+impl Carried {
+    fn add(&mut self, counters: &PortCounters) {
+        self.bytes_in += counters.bytes_in.load(Relaxed);
+        self.bytes_out += counters.bytes_out.load(Relaxed);
+    }
 }
 
 /// What a backend is to the data plane.
@@ -101,6 +120,7 @@ pub struct Upstreams {
     table: ArcSwap<Table>,
     memory: Mutex<Memory>,
     held: Mutex<Vec<Held>>,
+    tallies: Tallies,
     changes: Arc<watch::Sender<u64>>,
     epoch: Instant,
 }
@@ -144,6 +164,7 @@ impl Upstreams {
             table: ArcSwap::default(),
             memory: Mutex::default(),
             held: Mutex::default(),
+            tallies: Tallies::default(),
             changes: Arc::new(watch::channel(0).0),
             // One microsecond back, so that no tick is 0.
             epoch: now().checked_sub(std::time::Duration::from_micros(1)).unwrap_or_else(now),
@@ -260,6 +281,27 @@ impl Upstreams {
 
     fn is_current(&self, upstream: &Arc<Upstream>) -> bool {
         self.table.load().by_id.get(&upstream.port.id).is_some_and(|current| Arc::ptr_eq(current, upstream))
+    }
+
+    /// What all dials have come to.
+    pub fn tallies(&self) -> &Tallies {
+        &self.tallies
+    }
+
+    /// A dial of `endpoint` was refused or not answered.
+    pub fn note_failure(&self, endpoint: &Endpoint, policy: &EjectionPolicy) {
+        if endpoint.failed(self.now(), policy) {
+            self.tallies.ejected();
+        }
+    }
+
+    /// Bytes of all service ports, those that are gone included: put together here, so that the data plane counts once.
+    pub fn carried(&self) -> Carried {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sum = memory.gone;
+        self.table.load().by_id.values().for_each(|upstream| sum.add(&upstream.counters));
+        memory.retired.values().for_each(|counters| sum.add(counters));
+        sum
     }
 
     /// Changes whenever a backend is ejected or comes back, and with [`Self::held`].
@@ -382,7 +424,14 @@ impl Memory {
 
     fn sweep(&mut self) {
         self.draining.retain(|d| d.endpoint.active() > 0);
-        self.retired.retain(|_, counters| counters.active.load(Relaxed) > 0);
+        let gone = &mut self.gone;
+        self.retired.retain(|_, counters| {
+            let open = counters.active.load(Relaxed) > 0;
+            if !open {
+                gone.add(counters);
+            }
+            open
+        });
         if self.health.len() > self.sweep_at {
             self.health.retain(|_, health| health.strong_count() > 0);
             self.sweep_at = self.health.len() * 2 + 64;

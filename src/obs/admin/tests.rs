@@ -14,6 +14,8 @@ fn condition(name: &str, ok: bool) -> Condition {
 fn handlers() -> AdminHandlers {
     AdminHandlers {
         status: Box::new(sample),
+        figures: Box::new(Figures::default),
+        check: Box::new(Vec::new),
         resolve: Box::new(|target| match target {
             "panic" => panic!("as asked"),
             "bad" => Err("no such form".to_owned()),
@@ -84,7 +86,8 @@ async fn every_path_of_the_contract_answers() {
 async fn what_cannot_be_answered_gets_its_code() {
     let (addr, ..) = start();
     for (path, code) in [
-        ("/", 404),
+        ("/ui/", 404),
+        ("/ui/../page.js", 404),
         ("/api/v1/status/", 404),
         ("/api/v1/resolve", 400),
         ("/api/v1/resolve?target=", 400),
