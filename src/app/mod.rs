@@ -140,7 +140,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let answering = Answering { udp, dns, health };
     let control =
         Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
-    let probed = Arc::clone(&upstreams);
+    let refusing = Arc::clone(&upstreams);
     let prober = Prober {
         shared: Arc::clone(&shared),
         pulse: data.pulse(),
@@ -164,7 +164,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     });
 
     tasks.spawn(control.run(updates_rx, stop.clone()));
-    tasks.spawn(probe::run(probed, settings.intercept.own_mark, stop.clone()));
+    tasks.spawn(probe::run(refusing, settings.intercept.own_mark, stop.clone()));
     let sink = Sink { updates: updates_tx, status: status_tx };
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
     tasks.spawn(async move { source.run(&for_source, sink, until).await });

@@ -1,6 +1,7 @@
 //! Answers without a running agent: what `rules`, `resolve --source` and `check` need, and the opening of the source
 //! that `run` shares with them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +12,8 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{DnsMode, Settings, SourceKind, UsageError};
-use crate::model::{Snapshot, Store, explain};
+use crate::model::explain::{self, Known};
+use crate::model::{Snapshot, Store};
 use crate::net::sock;
 use crate::obs::api::Resolution;
 use crate::rules::apply::{Family, HostTools};
@@ -143,8 +145,16 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 /// Explains one destination from the source itself, without a running agent.
 pub fn resolve_offline(settings: &Settings, target: &str) -> anyhow::Result<Resolution> {
     let (snapshot, ranges) = runtime()?.block_on(begin(settings))?;
-    explain::resolve(&snapshot, &ranges, target, &settings.dns.domain, &|_, _| None)
-        .map_err(|error| UsageError::new(error.to_string()).into())
+    let names =
+        if settings.dns.mode == DnsMode::Auto { control::dns_frontends(&snapshot) } else { BTreeSet::new() };
+    let known = Known {
+        snapshot: &snapshot,
+        ranges: &ranges,
+        names: &names,
+        domain: &settings.dns.domain,
+        live: &|_, _| None,
+    };
+    explain::resolve(known, target).map_err(|error| UsageError::new(error.to_string()).into())
 }
 
 /// The rules that `run` would install now, in `iptables-save` form, one text after the other for IPv4 and IPv6.

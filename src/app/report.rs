@@ -1,19 +1,20 @@
 //! What the admin endpoint says: put together from the snapshot, the counters and the tasks' own reports.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::balance::{BackendState, BackendView, PortView, Upstreams};
+use crate::balance::{BackendState, BackendView, Held, PortView, Upstreams};
 use crate::config::Settings;
-use crate::model::explain::{self, Live};
+use crate::model::explain::{self, Known, Live};
 use crate::model::{Backend, Frontend, PortId};
 use crate::obs::admin::AdminHandlers;
 use crate::obs::api::{
     BackendReport, Condition, DnsReport, Finding, PortReport, ProxyReport, Resolution, RulesReport,
-    ServiceReport, SourceReport, Status,
+    ServiceReport, SourceReport, Status, Verdict,
 };
 use crate::proxy::Counters;
 use crate::proxy::udp::UdpCounters;
@@ -129,8 +130,43 @@ impl Reporter {
             let view = self.upstreams.view(port)?;
             view.backends.iter().find(|known| known.backend.addr == backend.addr).map(live)
         };
-        explain::resolve(&snapshot, &self.shared.ranges.load(), target, &self.settings.dns.domain, &live)
-            .map_err(|error| error.to_string())
+        let known = Known {
+            snapshot: &snapshot,
+            ranges: &self.shared.ranges.load(),
+            names: &self.shared.dns.load(),
+            domain: &self.settings.dns.domain,
+            live: &live,
+        };
+        let mut resolution = explain::resolve(known, target).map_err(|error| error.to_string())?;
+        self.add_what_is_so_now(&mut resolution);
+        Ok(resolution)
+    }
+
+    /// What the snapshot alone does not tell.
+    fn add_what_is_so_now(&self, resolution: &mut Resolution) {
+        let Some(frontend) = resolution.frontend.as_ref().and_then(|at| at.parse::<SocketAddr>().ok()) else {
+            return;
+        };
+        let held = self.upstreams.held();
+        if resolution.verdict == Verdict::Proxied
+            && held.iter().flat_map(Held::frontends).any(|at| at.addr() == frontend)
+            && !self.shared.dns.load().iter().any(|at| at.addr() == frontend)
+        {
+            resolution.verdict = Verdict::Refused;
+            "every backend refused, so clients are refused before accept until one of them accepts again"
+                .clone_into(&mut resolution.why);
+        }
+        let rules = self.rules.borrow();
+        if resolution.verdict != Verdict::NotIntercepted && !rules.installed {
+            let why = if rules.last_error.is_empty() { "not yet" } else { &rules.last_error };
+            resolution.notes.insert(0, format!("the rules are not in, so nothing is captured now: {why}"));
+        }
+        let unserved = resolution.verdict == Verdict::Refused;
+        if unserved && !rules.refuse_before_accept && rules.installed {
+            resolution.notes.push("without ip sets the refusal is a reset after the connect".to_owned());
+        }
+        let unopened = self.shared.unopened.load();
+        resolution.notes.extend(unopened.iter().filter(|line| line.contains(&frontend.to_string())).cloned());
     }
 
     /// Readiness: a snapshot is in force, the rules are in, and the listeners are up.
@@ -174,8 +210,10 @@ impl Reporter {
 /// What the data plane knows of a backend.
 fn live(view: &BackendView) -> Live {
     Live {
-        ejected: (view.state == BackendState::Ejected)
-            .then(|| "its last dials failed; it is left out for a while, then probed".to_owned()),
+        ejected: (view.state == BackendState::Ejected).then(|| {
+            let left = view.out_for.unwrap_or_default().as_secs_f64().ceil();
+            format!("its last dials failed; it is left out for {left} s more, then tried with one client")
+        }),
         active_connections: u64::from(view.active),
         connections_total: view.connections,
         failures_total: view.failures,

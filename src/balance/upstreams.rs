@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use imbl::OrdMap;
@@ -101,6 +101,8 @@ pub struct BackendView {
     pub connections: u64,
     /// Failed dials since start.
     pub failures: u64,
+    /// How long it stays out, where it is ejected.
+    pub out_for: Option<Duration>,
 }
 
 /// A service port with its numbers.
@@ -167,7 +169,7 @@ impl Upstreams {
             tallies: Tallies::default(),
             changes: Arc::new(watch::channel(0).0),
             // One microsecond back, so that no tick is 0.
-            epoch: now().checked_sub(std::time::Duration::from_micros(1)).unwrap_or_else(now),
+            epoch: now().checked_sub(Duration::from_micros(1)).unwrap_or_else(now),
         }
     }
 
@@ -332,7 +334,9 @@ impl Upstreams {
         for (backend, endpoint) in upstream.endpoints() {
             let ready = endpoint.health.standing(now) == Standing::Ready;
             let state = if ready { BackendState::Ready } else { BackendState::Ejected };
-            backends.push(view(backend, endpoint, state));
+            let until = endpoint.health.ejected_until().filter(|_| !ready);
+            let out_for = until.map(|until| Duration::from_micros(until.0.saturating_sub(now.0)));
+            backends.push(BackendView { out_for, ..view(backend, endpoint, state) });
         }
         let gone = draining.iter().filter(|d| d.port == upstream.port.id);
         backends.extend(gone.map(|d| view(&d.backend, &d.endpoint, BackendState::Draining)));
@@ -347,6 +351,7 @@ fn view(backend: &Backend, endpoint: &Endpoint, state: BackendState) -> BackendV
         active: endpoint.active(),
         connections: endpoint.connections(),
         failures: endpoint.failures(),
+        out_for: None,
     }
 }
 

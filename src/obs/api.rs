@@ -234,6 +234,9 @@ pub struct Resolution {
     pub verdict: Verdict,
     /// Why, in words.
     pub why: String,
+    /// The way there and what is set for it, step by step, each a line.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// The service port a target leads to.

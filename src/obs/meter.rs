@@ -28,7 +28,7 @@ impl Histogram {
 
     /// What has been counted so far. Taken while others count on, so that the sum may be ahead of the counts.
     pub fn read(&self) -> Distribution {
-        let bounds = BOUNDS.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+        let bounds = BOUNDS.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(self.buckets.iter().map(|n| n.load(Relaxed))).collect();
         Distribution {
             count: buckets.iter().map(|(_, n)| n).sum(),
@@ -41,7 +41,7 @@ impl Histogram {
 /// A histogram at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Distribution {
-    /// Upper bound in seconds, and how many are in that bucket alone; the last bound is [`f64::MAX`].
+    /// Upper bound in seconds, and how many are in that bucket alone; the last bound is [`f64::INFINITY`].
     pub buckets: Vec<(f64, u64)>,
     /// Seconds in all.
     pub sum: f64,
@@ -85,7 +85,7 @@ mod tests {
         }
         let read = histogram.read();
         let filled: Vec<(f64, u64)> = read.buckets.iter().copied().filter(|(_, n)| *n > 0).collect();
-        assert_eq!(filled, [(0.000_1, 2), (0.000_25, 1), (1.0, 1), (f64::MAX, 1)]);
+        assert_eq!(filled, [(0.000_1, 2), (0.000_25, 1), (1.0, 1), (f64::INFINITY, 1)]);
         assert_eq!((read.count, (read.sum * 1e6).round()), (5, 12_000_200.0));
     }
 

@@ -202,7 +202,7 @@ impl Acceptor {
                     self.shared.counters.refusals.add(conn::SHED);
                 }
                 Ok(false) | Err(_) => break,
-            };
+            }
         }
         self.spare = open_spare().ok();
     }

@@ -1,5 +1,6 @@
 //! Families of metrics: what each is, and how its series are written.
 
+use std::collections::HashMap;
 use std::fmt::Error;
 
 use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder};
@@ -126,6 +127,7 @@ pub(super) struct Out<'a> {
     labels: &'static [&'static str],
 }
 
+type NoExemplars<'a> = Option<&'a HashMap<usize, Exemplar<[(&'static str, &'static str); 0], f64>>>;
 type NoExemplar<'a> = Option<&'a Exemplar<[(&'static str, &'static str); 0], f64>>;
 
 impl Out<'_> {
@@ -156,7 +158,7 @@ impl Out<'_> {
         if read.buckets.is_empty() {
             return Ok(());
         }
-        let none: Option<&std::collections::HashMap<usize, Exemplar<[(&str, &str); 0], f64>>> = None;
+        let none: NoExemplars<'_> = None;
         self.metric.encode_histogram(read.sum, read.count, &read.buckets, none)
     }
 

@@ -17,7 +17,7 @@ fn in_state(s: &Scrape, state: &str) -> usize {
 }
 
 /// Whether clients on this node are refused though the service has endpoints.
-fn is_stranded(service: &&ServiceReport) -> bool {
+fn is_stranded(service: &ServiceReport) -> bool {
     !service.backends.is_empty() && service.backends.iter().all(|b| b.eligible == Some(false))
 }
 
@@ -77,7 +77,7 @@ pub(super) const SOURCE: &[Family] = &[
         "snapshot_services_without_backend",
         &[],
         "Service ports that have endpoints, none of which may be picked on this node",
-        |s, out| out.one(s.status.services.iter().filter(is_stranded).count()),
+        |s, out| out.one(s.status.services.iter().filter(|service| is_stranded(service)).count()),
     ),
 ];
 
