@@ -13,6 +13,7 @@ mod health_ports;
 mod instance;
 mod names;
 mod neighbours;
+mod notices;
 mod offline;
 mod report;
 
@@ -38,6 +39,7 @@ use crate::proxy::{Guard, Proxy, probe};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
+use crate::source::events::Notices;
 
 pub use check::{Checkup, check};
 pub use instance::holder;
@@ -165,6 +167,11 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
 
     tasks.spawn(control.run(updates_rx, stop.clone()));
     tasks.spawn(probe::run(refusing, settings.intercept.own_mark, stop.clone()));
+    if let Some(recorder) = source.recorder(&settings.node_name) {
+        let (told, notices) = watch::channel(Notices::default());
+        tasks.spawn(recorder.run(notices, stop.clone()));
+        tasks.spawn(notices::follow(Arc::clone(&reporter.shared), warnings.clone(), told, stop.clone()));
+    }
     let sink = Sink { updates: updates_tx, status: status_tx };
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
     tasks.spawn(async move { source.run(&for_source, sink, until).await });

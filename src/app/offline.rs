@@ -20,6 +20,7 @@ use crate::rules::apply::{Family, HostTools};
 use crate::rules::{self, Capabilities, Reconciler, Wanted, plan, render};
 use crate::source::cached::{CachedSource, Resumable as _};
 use crate::source::choose::{Chosen, choose};
+use crate::source::events::Recorder;
 use crate::source::kubernetes::KubernetesSource;
 use crate::source::manifests::{self, ManifestSource};
 use crate::source::metaserver::MetaServerSource;
@@ -49,6 +50,15 @@ impl Opened {
         };
         let unreadable = Unreadable::default();
         SourceStatus { kind, state, fresh_at: Instant::now(), message: message.to_owned(), unreadable }
+    }
+
+    /// What tells its cluster's users by events, where it can be told.
+    pub(super) fn recorder(&self, node: &str) -> Option<Recorder> {
+        match self {
+            Self::Kubernetes(source) => Some(source.recorder(node)),
+            // A MetaServer keeps what is written to it on the edge.
+            Self::Manifests(_) | Self::MetaServer(_) => None,
+        }
     }
 
     /// Runs it until `stop`. What a live source delivers is kept in the state folder and served from at once at the

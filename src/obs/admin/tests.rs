@@ -6,7 +6,7 @@ use crate::obs::api::Verdict;
 use crate::obs::api::tests::sample;
 
 /// Longer than anything here takes on a busy machine.
-const LONG: Duration = Duration::from_secs(60);
+const LONG: Duration = Duration::from_mins(1);
 
 fn condition(name: &str, ok: bool) -> Condition {
     Condition { name: name.to_owned(), ok, detail: "so\nit is".to_owned() }
