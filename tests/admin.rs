@@ -337,7 +337,7 @@ fn events(node: &Netns, count: usize) -> Vec<Value> {
     stream.set_read_timeout(Some(LONG)).unwrap();
     write!(stream, "GET /api/v1/events HTTP/1.1\r\nHost: {ADMIN}\r\nAccept: text/event-stream\r\n\r\n")
         .unwrap();
-    let (mut text, mut buffer) = (Vec::new(), [0; 65_536]);
+    let (mut text, mut buffer) = (Vec::new(), vec![0; 65_536]);
     loop {
         let length = stream.read(&mut buffer).unwrap();
         assert!(length > 0, "the events have ended: {}", String::from_utf8_lossy(&text));
