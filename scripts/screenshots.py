@@ -345,6 +345,10 @@ def main():
             browser.until("a destination is explained", "document.querySelector('#answer .word')?.textContent === 'Refused'")
             browser.value("document.getElementById('services').scrollIntoView()")
             browser.picture("desktop-light-detail")
+            browser.look("phone", "light")
+            browser.value("const f = document.getElementById('filter'); f.value = ''; f.dispatchEvent(new Event('input')); document.getElementById('services').scrollIntoView()")
+            browser.picture("phone-light-detail")
+            browser.look("desktop", "light")
             names = browser.value("['header', 'nav', 'main', 'footer', 'h1'].every((tag) => document.querySelectorAll(tag).length === 1)")
             expect(names, "the landmarks are there, each once")
             expect(browser.value("[...document.querySelectorAll('button, input')].every((n) => n.textContent.trim() || n.labels?.length)"),

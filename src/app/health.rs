@@ -4,6 +4,7 @@
 //! A restart must help against what is reported there as stuck. It does not help where the packet filter leads
 //! nowhere, where there is no room for connections, or where the API is out of reach; these are told elsewhere.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
@@ -13,7 +14,8 @@ use arc_swap::ArcSwap;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use crate::model::Protocol;
+use crate::balance::{Held, Upstreams};
+use crate::model::{Frontend, Protocol};
 use crate::net::listening;
 use crate::obs::api::Condition;
 use crate::obs::meter::{Histogram, Tally};
@@ -36,6 +38,7 @@ const RESULTS: [&str; 4] = ["answered", "not-led", "ended", "silent"];
 /// Probes the acceptor, and knows what came of it.
 pub(super) struct Prober {
     pub(super) shared: Arc<Shared>,
+    pub(super) upstreams: Arc<Upstreams>,
     pub(super) pulse: Pulse,
     pub(super) knock: Arc<Knock>,
     /// Cancelled once no new connections are taken.
@@ -85,8 +88,13 @@ impl Prober {
             return None;
         }
         let (snapshot, names) = (self.shared.snapshot.load(), self.shared.dns.load());
+        // Their clients are refused while every backend refuses.
+        let held: BTreeSet<Frontend> = self.upstreams.held().iter().flat_map(Held::frontends).collect();
         let frontends = snapshot.frontends.iter().filter(|(at, port)| {
-            at.protocol == Protocol::Tcp && port.is_served(at.addr()) && !names.contains(at)
+            at.protocol == Protocol::Tcp
+                && port.is_served(at.addr())
+                && !names.contains(at)
+                && !held.contains(at)
         });
         let led = |at: &SocketAddr| self.shared.is_captured(at.ip());
         let mut frontends = frontends.map(|(at, _)| at.addr());

@@ -145,6 +145,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let refusing = Arc::clone(&upstreams);
     let prober = Prober {
         shared: Arc::clone(&shared),
+        upstreams: Arc::clone(&upstreams),
         pulse: data.pulse(),
         knock,
         stopping: drain.stop().clone(),

@@ -67,7 +67,9 @@ impl Reporter {
         warnings.extend(self.shared.dns_faults.load().iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
         warnings.extend(self.shared.health_faults.load().iter().cloned());
-        warnings.extend(self.prober.warnings());
+        if rules.installed {
+            warnings.extend(self.prober.warnings());
+        }
         warnings.extend(source.unreadable.first.iter().cloned());
         let more = source.unreadable.count.saturating_sub(source.unreadable.first.len());
         if more > 0 {

@@ -370,6 +370,7 @@
       }
       lines.push({ name: s.name, ns: s.namespace, port: `${s.port.port}/${s.port.protocol}`, by });
     }
+    lines.sort((a, b) => a.name.localeCompare(b.name) || a.ns.localeCompare(b.ns) || a.port.localeCompare(b.port));
     const rank = (n) => (n === status.node ? 0 : n === 'outside' || n === 'unknown' ? 2 : 1);
     const order = [...nodes.keys()].sort((a, b) => rank(a) - rank(b) || nodes.get(b).weight - nodes.get(a).weight || a.localeCompare(b));
     const columns = order.slice(0, MOST_NODES);
