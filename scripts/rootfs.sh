@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Puts the container's file system together: the program, the iptables and ipset programs that it starts, the
-# libraries these need, and nothing else: no shell, no package manager, no language runtime.
+# Puts the container's file system together: the program, the iptables and ipset programs that it starts, the libraries
+# these need, and nothing else: no shell, no package manager, no language runtime.
 #
 #   scripts/rootfs.sh PROGRAM FOLDER
 #
-# The programs are this machine's (Debian's iptables and ipset packages). The image is built with it inside of a
-# Debian container, and the tests run the agent in what it puts together here.
+# The programs are this machine's: Debian's packages iptables, ipset and netbase. The image is made with it inside of a
+# Debian container, and the tests run the agent in what it puts together on the machine that they run on.
 set -euo pipefail
 PATH="$PATH:/usr/sbin:/sbin"
 
@@ -16,80 +16,72 @@ fi
 program=$1
 root=$2
 if [ -e "$root" ] && [ -n "$(ls -A "$root")" ]; then
-    echo "$0: $root is not empty: name a folder that is" >&2
+    echo "$0: $root is not empty: name a folder that is, or that is not there yet" >&2
     exit 64
 fi
 
 # Debian's packages whose files are taken, for the list that vulnerability scanners read.
 declare -A packages=()
 
-# take FILE: the file with all its links on the way, and its package's name.
+# take FILE PLACE: puts the file that FILE leads to at PLACE.
 take() {
-    local file=$1 target
-    while [ -L "$file" ]; do
-        target=$(readlink "$file")
-        [ "${target#/}" != "$target" ] || target=$(dirname "$file")/$target
-        file=$(realpath -s "$target")
-    done
-    file=$(realpath "$file")
+    local file owner
+    file=$(realpath "$1")
     install -D -m "$(stat -c %a "$file")" "$file" "$root$2"
-    local owner
+    # A library may be known by its place before /lib became a link.
     owner=$(dpkg-query -S "$file" 2>/dev/null || dpkg-query -S "${file#/usr}" 2>/dev/null || true)
     [ -z "$owner" ] || packages[${owner%%:*}]=1
 }
 
-# with_libraries FILE…: the shared libraries that these need, where the loader looks for them.
-with_libraries() {
-    # A static program has none, and ldd then fails.
-    { ldd "$@" 2>/dev/null || true; } | awk '$2 == "=>" && $3 ~ /^\// { print $3 } $1 ~ /^\// && $1 !~ /:$/ { print $1 }' |
-        sort -u | while read -r library; do printf '%s\n' "$library"; done
+# libraries FILE…: the shared libraries that these need, and the loader.
+libraries() {
+    # A static program has none, and ldd says so with a failure.
+    { ldd "$@" 2>/dev/null || true; } |
+        awk '$2 == "=>" && $3 ~ /^\// { print $3 } $1 ~ /^\// && $1 !~ /:$/ { print $1 }' | sort -u
 }
 
 install -D -m 0755 "$program" "$root/usr/bin/edgesplice"
+install -d -m 0755 "$root/usr/sbin"
+taken=("$program")
 
-# What iptables is under all of its names.
+# The two programs that are iptables under all of its names.
 for kind in nft legacy; do
     multi=$(realpath "$(command -v "iptables-$kind")")
     take "$multi" "/usr/sbin/$(basename "$multi")"
+    taken+=("$multi")
     for family in iptables ip6tables; do
         for what in "" -save -restore; do
             ln -s "$(basename "$multi")" "$root/usr/sbin/$family-$kind$what"
         done
     done
 done
-take "$(command -v ipset)" /usr/sbin/ipset
+ipset=$(realpath "$(command -v ipset)")
+take "$ipset" /usr/sbin/ipset
+taken+=("$ipset")
 
-# The matches and targets that iptables loads when a rule names them: those of the rules that the agent writes, probes
-# or removes.
-libraries=$(dirname "$(realpath "$(command -v iptables-nft)")")
-libraries=$(iptables_dir=""; for dir in /usr/lib/*/xtables /usr/lib/xtables /usr/libexec/xtables; do
-    [ -d "$dir" ] && iptables_dir=$dir && break
-done; printf '%s' "$iptables_dir")
-if [ -z "$libraries" ]; then
-    echo "$0: the folder of iptables' extensions was not found" >&2
+# Matches and targets, which iptables loads when a rule names them. Rules of others may name any.
+extensions=(/usr/lib/*/xtables/*.so)
+if [ ! -e "${extensions[0]}" ]; then
+    echo "$0: iptables' extensions are not in /usr/lib/*/xtables: is this Debian, with the package iptables?" >&2
     exit 1
 fi
-extensions=()
-for extension in "$libraries"/*.so; do
+for extension in "${extensions[@]}"; do
     take "$extension" "$extension"
-    extensions+=("$extension")
 done
+taken+=("${extensions[@]}")
 
-# The loader looks in the folders of the machine that the programs come from.
 while read -r library; do
     take "$library" "$library"
-done < <(with_libraries "$program" "$(realpath "$(command -v iptables-nft)")" \
-    "$(realpath "$(command -v iptables-legacy)")" "$(realpath "$(command -v ipset)")" "${extensions[@]}")
+done < <(libraries "${taken[@]}")
 
-# Names for the numbers that appear in rules and logs, and who root is.
-install -d -m 0755 "$root/etc" "$root/proc" "$root/sys" "$root/dev" "$root/run" "$root/var/lib/edgesplice" \
-    "$root/var/lib/dpkg/status.d"
+# Where the runtime mounts things, names for numbers, and who root is.
+install -d -m 0755 "$root"/{etc,dev,proc,sys,run,var/lib/edgesplice,var/lib/dpkg/status.d}
 install -d -m 1777 "$root/tmp"
-printf 'root:x:0:0:root:/root:/usr/sbin/nologin\n' >"$root/etc/passwd"
+ln -s /run "$root/var/run"
+take /etc/protocols /etc/protocols
+printf 'root:x:0:0:root:/:/sbin/nologin\n' >"$root/etc/passwd"
 printf 'root:x:0:\n' >"$root/etc/group"
 printf 'hosts: files dns\n' >"$root/etc/nsswitch.conf"
-[ ! -e /etc/protocols ] || take /etc/protocols /etc/protocols
-ln -s /run "$root/var/run"
 for package in "${!packages[@]}"; do
     dpkg-query -s "$package" >"$root/var/lib/dpkg/status.d/$package"
 done
