@@ -249,6 +249,13 @@ fn the_daemonset_s_rights_suffice(backend: &str) {
     }
     assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()));
 
+    for line in status
+        .lines()
+        .filter(|line| ["Cap", "NoNewPrivs", "Seccomp:"].iter().any(|name| line.starts_with(name)))
+    {
+        println!("{backend}: {line}");
+    }
+
     // They suffice: nothing is degraded, and clients of every kind are served or refused.
     let told = agent.status().expect("a status");
     assert_eq!(told["rules"]["backend"], backend);

@@ -46,6 +46,14 @@ fn each_row_can_be_reached() {
 }
 
 #[test]
+fn the_documentation_has_every_row() {
+    let page = include_str!("../../../docs/migration.md");
+    for row in table::rows() {
+        assert!(page.contains(&format!("`{row}`")), "docs/migration.md lacks {row}");
+    }
+}
+
+#[test]
 fn what_has_a_counterpart_is_carried_over() {
     let translation = of("\
 kind: EdgeMeshAgent
