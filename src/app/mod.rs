@@ -12,6 +12,7 @@ mod names;
 mod neighbours;
 mod offline;
 mod report;
+mod supervisor;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -38,7 +39,7 @@ use crate::source::Sink;
 
 pub use check::{Checkup, check};
 pub use instance::holder;
-pub use offline::{render_rules, resolve_offline};
+pub use offline::{check_manifests, render_rules, resolve_offline};
 
 use control::{Answering, Control, Shared};
 use data::DataPlane;
@@ -153,6 +154,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     tasks.spawn(async move { source.run(&for_source, sink, until).await });
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
     tasks.spawn(warnings.follow(stop.clone()));
+    tasks.spawn(supervisor::run(Arc::clone(&reporter), drain.stop().clone(), stop.clone()));
     tasks.spawn(admin.serve(reporter.handlers(), stop.clone()));
     info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
     Ok(Running { proxy_port, admin: admin_addr, settings, drain, data, stop, tasks, rules, _lock: lock })

@@ -11,7 +11,7 @@ pub struct Args {
     /// Print the effective configuration with every default, and end
     #[arg(long, env = "EDGESPLICE_PRINT_CONFIG", hide_env_values = true, value_parser = super::flags::switch)]
     print_config: bool,
-    /// Check flags and configuration, and end
+    /// Check flags, configuration and manifests, and end: 0 if `run` would start with them, else 64
     #[arg(long, env = "EDGESPLICE_CHECK_CONFIG", hide_env_values = true, value_parser = super::flags::switch)]
     check_config: bool,
 }
@@ -21,7 +21,11 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let settings = context.start()?;
     if args.print_config {
         out::print(&settings.to_yaml()?)?;
-    } else if !args.check_config {
+    } else if args.check_config {
+        // The manifests are part of what `run` refuses to start with; nothing else is looked at, and nothing touched.
+        app::check_manifests(&settings)?;
+        out::print("the configuration is good")?;
+    } else {
         app::run(settings)?;
     }
     Ok(Exit::Done)
