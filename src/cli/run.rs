@@ -1,7 +1,11 @@
 //! `edgesplice run`
 
 use super::{Context, Exit, SettingsArgs, out};
+use std::ffi::OsString;
+use std::process::ExitCode;
+
 use crate::app;
+use crate::keeper::{self, Role};
 
 /// Arguments of `run`.
 #[derive(Debug, clap::Args)]
@@ -26,7 +30,47 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         app::check_manifests(&settings)?;
         out::print("the configuration is good")?;
     } else {
-        app::run(settings)?;
+        match keeper::role()? {
+            Role::Worker(store) => app::run(settings, Some(store))?,
+            Role::Alone => app::run(settings, None)?,
+            Role::Withdraw => app::withdraw_leftovers(&settings)?,
+        }
     }
     Ok(Exit::Done)
+}
+
+/// Runs as the keeper of the agent, if that is what the command line asks for. Nothing is parsed for that: the process
+/// is to stay small, and whatever is wrong is found by the one that it starts.
+pub fn keep(arguments: impl IntoIterator<Item = OsString>) -> Option<anyhow::Result<ExitCode>> {
+    (keeper::is_keeper() && is_run(arguments)).then(keeper::keep)
+}
+
+/// Whether the command is `run`. Where this is wrong, a process stands between that need not be there.
+fn is_run(arguments: impl IntoIterator<Item = OsString>) -> bool {
+    const WITH_VALUE: [&str; 5] = ["--config", "--log-level", "--log-format", "--output", "-o"];
+    let mut arguments = arguments.into_iter().skip(1);
+    while let Some(argument) = arguments.next() {
+        if WITH_VALUE.iter().any(|flag| argument == *flag) {
+            arguments.next();
+        } else if !argument.as_encoded_bytes().starts_with(b"-") {
+            return argument == "run";
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_found_behind_flags() {
+        let is = |line: &str| is_run(line.split(' ').map(OsString::from));
+        assert!(is("edgesplice run"));
+        assert!(is("edgesplice --config run run --node-name a"));
+        assert!(is("edgesplice --log-format=json -o json run"));
+        assert!(!is("edgesplice status --watch"));
+        assert!(!is("edgesplice --config run status"));
+        assert!(!is("edgesplice"));
+    }
 }

@@ -13,89 +13,113 @@
 mod policy;
 mod store;
 
-use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::os::unix::process::CommandExt as _;
+use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::unistd::{Pid, getppid};
-use tracing::{error, warn};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
-use policy::{Next, Policy};
+use policy::{Ended, Next, Policy};
 pub use store::Store;
 
-/// Set for the worker, whose standard input is then the socket to its keeper.
-const WORKER: &str = "EDGESPLICE_KEEPER_ON_STDIN";
-/// Set to `off` by whoever wants the agent to be one process: the two would only be in the way of a debugger.
+/// Tells a process that the keeper started what it is to do. Its standard input is the socket to the keeper.
+const TASK: &str = "EDGESPLICE_KEEPER_TASK";
+const WORK: &str = "work";
+const WITHDRAW: &str = "withdraw";
+/// Set to `off` by whoever wants the agent to be one process, under a debugger for one.
 const SWITCH: &str = "EDGESPLICE_KEEPER";
-/// This program, whatever its file is called by now.
+/// This program where its file has gone, because a newer version has taken its place.
 const PROGRAM: &str = "/proc/self/exe";
 
-/// What this process is to be.
+/// What this process is to do.
 #[derive(Debug)]
 pub enum Role {
-    /// The agent, with a keeper that holds its sockets.
+    /// The agent's work, with a keeper that holds its sockets.
     Worker(Store),
-    /// The agent, on its own.
+    /// To take away the rules of workers that keep dying.
+    Withdraw,
+    /// The agent's work, on its own.
     Alone,
-    /// The keeper.
-    Keeper,
 }
 
-/// Finds out which of the two processes this is.
+/// Whether this process, started as `edgesplice run`, is to be a keeper. Any other is what [`role`] says.
+pub fn is_keeper() -> bool {
+    std::env::var_os(TASK).is_none() && std::env::var_os(SWITCH).is_none_or(|value| value != "off")
+}
+
+/// What this process is to do, which is no keeper.
 ///
-/// Fails if this was started as a worker, but not by a keeper.
+/// Fails if it was started as a worker, but by no keeper that lives.
 pub fn role() -> anyhow::Result<Role> {
-    if std::env::var_os(WORKER).is_some() {
-        let socket = io::stdin().as_fd().try_clone_to_owned().context("the socket to the keeper")?;
-        // Without its keeper a worker is no agent that anybody could stop.
-        prctl::set_pdeathsig(Signal::SIGKILL).context("cannot bind this process to its keeper")?;
-        anyhow::ensure!(getppid() != Pid::from_raw(1) || std::process::id() == 1, "the keeper has gone");
-        return Ok(Role::Worker(Store::open(socket).context("the keeper's socket")?));
+    let Some(task) = std::env::var_os(TASK) else { return Ok(Role::Alone) };
+    // The keeper holds signals back, and whoever it starts inherits that.
+    SigSet::all().thread_unblock().context("cannot let signals through")?;
+    if task != WORK {
+        return Ok(Role::Withdraw);
     }
-    if std::env::var_os(SWITCH).is_some_and(|value| value == "off") {
-        return Ok(Role::Alone);
-    }
-    Ok(Role::Keeper)
+    // Without its keeper a worker would be an agent that nobody can stop by the process id that they know.
+    prctl::set_pdeathsig(Signal::SIGKILL).context("cannot bind this process to its keeper")?;
+    let socket = io::stdin().as_fd().try_clone_to_owned().context("the socket to the keeper")?;
+    let store = Store::open(socket)
+        .with_context(|| format!("standard input is no socket to a keeper; unset {TASK}"))?;
+    Ok(Role::Worker(store))
 }
 
 /// Keeps a worker running until it ends for good, and gives the exit code that it ended with.
 ///
-/// `withdraw` are the arguments with which this program takes its rules away.
-pub fn keep(withdraw: &[&str]) -> anyhow::Result<ExitCode> {
+/// Fails if the first worker cannot be started.
+pub fn keep() -> anyhow::Result<ExitCode> {
     let mut keeper = Keeper::new()?;
     loop {
-        let next = match keeper.watch() {
-            Ok(ended) => keeper.policy.ended(ended, Instant::now()),
-            Err(error) => {
-                warn!(%error, "no worker can be started");
-                keeper.policy.not_started(Instant::now())
+        let ended = match keeper.watch() {
+            Ok(ended) => ended,
+            Err(error) if keeper.policy.is_proven() => {
+                keeper.last = format!("could not be started: {error}");
+                Ended::Exited(1)
             }
+            Err(error) => return Err(error).context("cannot start the agent's process"),
         };
-        match next {
-            Next::Exit(code) => return Ok(code.into()),
+        match keeper.policy.ended(ended, Instant::now()) {
+            Next::Exit(code) => {
+                if ended != Ended::Exited(0) && keeper.policy.is_proven() {
+                    // It had no time to do so itself.
+                    withdraw();
+                }
+                return Ok(code.into());
+            }
             Next::Start(pause) => keeper.pause(pause)?,
             Next::Withdraw(pause) => {
-                error!("the agent keeps dying: its rules are taken away until it lives again");
-                if let Err(error) = run_to_end(withdraw) {
-                    error!(%error, "the rules could not be taken away; `edgesplice cleanup` removes them");
-                }
+                withdraw();
                 keeper.pause(pause)?;
             }
         }
+        if keeper.policy.is_stopping() {
+            withdraw();
+            return Ok(ExitCode::SUCCESS);
+        }
     }
+}
+
+/// Has another process of this program take the rules away. What it says of itself in the log is all that can be said.
+fn withdraw() {
+    let _ = program(WITHDRAW).stdin(Stdio::null()).status();
 }
 
 struct Keeper {
     signals: SignalFd,
     held: store::Held,
     policy: Policy,
+    /// What became of the last worker, for the next one to tell: the keeper does not know how to log.
+    last: String,
 }
 
 impl Keeper {
@@ -107,25 +131,36 @@ impl Keeper {
         mask.thread_block().context("cannot hold signals back")?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot read signals")?;
-        Ok(Self { signals, held: store::Held::default(), policy: Policy::default() })
+        Ok(Self { signals, held: store::Held::default(), policy: Policy::default(), last: String::new() })
     }
 
     /// Starts a worker and watches it to its end.
-    fn watch(&mut self) -> io::Result<ExitStatus> {
+    fn watch(&mut self) -> io::Result<Ended> {
         let (ours, theirs) = store::pair()?;
-        self.held.hand_over(&ours)?;
-        let mut worker = spawn(theirs)?;
+        self.held.hand_over(&ours, &self.last)?;
+        let worker = spawn(theirs)?;
+        let mut socket = Some(&ours);
         loop {
-            self.wait(Some(&ours), PollTimeout::NONE)?;
-            while let Some(word) = store::hear(&ours)? {
-                match word {
-                    store::Word::Keep(name, sockets) => self.held.keep(name, sockets),
-                    store::Word::Ready => self.policy.ready(Instant::now()),
+            self.wait(socket, PollTimeout::NONE)?;
+            loop {
+                match store::hear(&ours)? {
+                    store::Heard::Keep(name, sockets) => self.held.keep(name, sockets),
+                    store::Heard::Ready => self.policy.ready(Instant::now()),
+                    store::Heard::Nothing => break,
+                    store::Heard::End => {
+                        // Its end as a process is told by a signal.
+                        socket = None;
+                        break;
+                    }
                 }
             }
-            self.pass_on(Some(&worker))?;
-            if let Some(status) = worker.try_wait()? {
-                return Ok(status);
+            self.pass_on(Some(worker))?;
+            if let Some(ended) = reap(worker)? {
+                self.last = match ended {
+                    Ended::Exited(code) => format!("ended with {code}"),
+                    Ended::Killed(signal) => format!("was killed by signal {signal}"),
+                };
+                return Ok(ended);
             }
         }
     }
@@ -138,8 +173,10 @@ impl Keeper {
             if left.is_zero() {
                 break;
             }
-            self.wait(None, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)).context("waiting")?;
-            self.pass_on(None).context("reading signals")?;
+            // Rounded up, so that the last millisecond is waited for and not spun away.
+            let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
+            self.wait(None, left).context("cannot wait")?;
+            self.pass_on(None).context("cannot read signals")?;
         }
         Ok(())
     }
@@ -149,49 +186,57 @@ impl Keeper {
         let mut sources = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         sources.extend(worker.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         match poll(&mut sources, timeout) {
-            // The worker has closed its side: its end is told by a signal.
-            Ok(_) if sources.len() > 1 && is_hung_up(&sources[1]) && !has_any(&sources[0]) => {
-                poll(&mut sources[..1], timeout)?;
-                Ok(())
-            }
-            Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
     }
 
     /// Reads the signals that have come, and passes on what is meant for the agent.
-    fn pass_on(&mut self, worker: Option<&Child>) -> io::Result<()> {
+    fn pass_on(&mut self, worker: Option<Pid>) -> io::Result<()> {
         while let Some(info) = self.signals.read_signal()? {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
             let Some(signal) = signal.filter(|signal| *signal != Signal::SIGCHLD) else { continue };
             if signal != Signal::SIGHUP {
                 self.policy.stop();
             }
-            if let Some(pid) = worker.and_then(|worker| i32::try_from(worker.id()).ok()) {
+            if let Some(worker) = worker {
                 // It may have died meanwhile, of which we hear next.
-                let _ = kill(Pid::from_raw(pid), signal);
+                let _ = kill(worker, signal);
             }
         }
         Ok(())
     }
 }
 
-fn has_any(source: &PollFd<'_>) -> bool {
-    source.revents().is_some_and(|events| !events.is_empty())
+/// How the worker ended, if it has. Collects other children too: as the first process of a container, the keeper
+/// inherits those that a killed worker had.
+fn reap(worker: Pid) -> io::Result<Option<Ended>> {
+    loop {
+        match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+            Ok(WaitStatus::Exited(pid, code)) if pid == worker => return Ok(Some(Ended::Exited(code))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == worker => {
+                return Ok(Some(Ended::Killed(signal as i32)));
+            }
+            Ok(WaitStatus::StillAlive) => return Ok(None),
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+    }
 }
 
-fn is_hung_up(source: &PollFd<'_>) -> bool {
-    source.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP) && !events.contains(PollFlags::POLLIN))
+/// The same program with the same arguments, for another task. Under its own name, which `ps` and `pgrep` show.
+fn program(task: &str) -> Command {
+    let file = std::env::current_exe().ok().filter(|file| file.exists());
+    let mut arguments = std::env::args_os();
+    let mut command = Command::new(file.unwrap_or_else(|| PROGRAM.into()));
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    command.args(arguments).env(TASK, task);
+    command
 }
 
-/// The same program with the same arguments. Its signal mask is the usual one: `std` sees to that.
-fn spawn(socket: OwnedFd) -> io::Result<Child> {
-    let arguments: Vec<OsString> = std::env::args_os().skip(1).collect();
-    Command::new(PROGRAM).args(arguments).env(WORKER, "1").stdin(Stdio::from(socket)).spawn()
-}
-
-fn run_to_end(arguments: &[&str]) -> anyhow::Result<()> {
-    let status = Command::new(PROGRAM).args(arguments).stdin(Stdio::null()).status()?;
-    anyhow::ensure!(status.success(), "it ended with {status}");
-    Ok(())
+fn spawn(socket: OwnedFd) -> io::Result<Pid> {
+    let child = program(WORK).stdin(Stdio::from(socket)).spawn()?;
+    i32::try_from(child.id()).map(Pid::from_raw).map_err(io::Error::other)
 }

@@ -1,7 +1,5 @@
 //! When a worker that has ended is started again. Pure: the time is given.
 
-use std::os::unix::process::ExitStatusExt as _;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 /// Pause before the second restart in a row; the first one is at once, and each further one waits twice as long.
@@ -24,6 +22,26 @@ pub(super) enum Next {
     Start(Duration),
     /// Take the rules away, and start a worker after a pause.
     Withdraw(Duration),
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// By itself, with that exit code.
+    Exited(i32),
+    /// By that signal.
+    Killed(i32),
+}
+
+impl Ended {
+    /// The exit code as a shell counts it.
+    fn code(self) -> u8 {
+        let code = match self {
+            Self::Exited(code) => code,
+            Self::Killed(signal) => 128 + signal,
+        };
+        u8::try_from(code).unwrap_or(u8::MAX)
+    }
 }
 
 /// What is known of the workers so far.
@@ -52,30 +70,18 @@ impl Policy {
         self.stopping
     }
 
+    /// Whether a worker has ever worked.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven
+    }
+
     /// The worker has ended.
-    pub(super) fn ended(&mut self, status: ExitStatus, now: Instant) -> Next {
+    pub(super) fn ended(&mut self, how: Ended, now: Instant) -> Next {
         // An agent that ends by itself before it ever worked has said why: its configuration is wrong, or another
         // agent runs. One that ends well was told to.
-        let by_itself = status.code().filter(|code| *code == 0 || !self.proven);
-        if let Some(code) = by_itself {
-            return Next::Exit(u8::try_from(code).unwrap_or(u8::MAX));
-        }
-        self.died(status.into_raw(), now)
-    }
-
-    /// No worker could be started.
-    pub(super) fn not_started(&mut self, now: Instant) -> Next {
-        // 1: it failed while running.
-        const FAILED: i32 = 1 << 8;
-        if self.proven { self.died(FAILED, now) } else { Next::Exit(1) }
-    }
-
-    fn died(&mut self, status: i32, now: Instant) -> Next {
-        if self.stopping {
-            let status = ExitStatus::from_raw(status);
-            // As a shell counts a death by a signal.
-            let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
-            return Next::Exit(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1));
+        let by_itself = matches!(how, Ended::Exited(code) if code == 0 || !self.proven);
+        if by_itself || self.stopping {
+            return Next::Exit(how.code());
         }
         let recovered = self.ready_since.take().is_some_and(|since| now.duration_since(since) >= RECOVERED);
         self.deaths = if recovered { 1 } else { self.deaths.saturating_add(1) };
@@ -94,16 +100,12 @@ impl Policy {
 mod tests {
     use super::*;
 
-    const KILLED: i32 = 9;
-
-    fn exited(code: i32) -> ExitStatus {
-        ExitStatus::from_raw(code << 8)
-    }
+    use Ended::{Exited, Killed};
 
     #[test]
     fn what_ends_by_itself_before_it_worked_has_said_why() {
         for code in [0, 1, 64] {
-            let next = Policy::default().ended(exited(code), Instant::now());
+            let next = Policy::default().ended(Exited(code), Instant::now());
             assert_eq!(next, Next::Exit(u8::try_from(code).unwrap()));
         }
     }
@@ -114,7 +116,7 @@ mod tests {
         let mut seen = Vec::new();
         for _ in 0..8 {
             policy.ready(now);
-            seen.push(policy.ended(ExitStatus::from_raw(KILLED), now));
+            seen.push(policy.ended(Killed(9), now));
         }
         let ms = |n| Next::Start(Duration::from_millis(n));
         let rare = Next::Start(WITHOUT_RULES);
@@ -128,7 +130,7 @@ mod tests {
         for hour in 0..20 {
             let now = begun + Duration::from_secs(3600 * hour);
             policy.ready(now);
-            let next = policy.ended(ExitStatus::from_raw(KILLED), now + RECOVERED);
+            let next = policy.ended(Killed(9), now + RECOVERED);
             assert_eq!(next, Next::Start(Duration::ZERO));
         }
     }
@@ -137,15 +139,15 @@ mod tests {
     fn a_worker_that_fails_after_it_worked_is_started_again() {
         let (mut policy, now) = (Policy::default(), Instant::now());
         policy.ready(now);
-        assert_eq!(policy.ended(exited(1), now), Next::Start(Duration::ZERO));
-        assert_eq!(policy.ended(exited(64), now), Next::Start(FIRST_PAUSE));
-        assert_eq!(policy.ended(exited(0), now), Next::Exit(0));
+        assert_eq!(policy.ended(Exited(1), now), Next::Start(Duration::ZERO));
+        assert_eq!(policy.ended(Exited(64), now), Next::Start(FIRST_PAUSE));
+        assert_eq!(policy.ended(Exited(0), now), Next::Exit(0));
     }
 
     #[test]
     fn one_that_dies_before_it_ever_worked_is_given_up_in_the_end() {
         let (mut policy, now) = (Policy::default(), Instant::now());
-        let ends = std::iter::repeat_with(|| policy.ended(ExitStatus::from_raw(KILLED), now));
+        let ends = std::iter::repeat_with(|| policy.ended(Killed(9), now));
         let last = ends.take(20).find(|next| matches!(next, Next::Exit(_)));
         assert_eq!(last, Some(Next::Exit(1)));
     }
@@ -155,7 +157,7 @@ mod tests {
         let (mut policy, now) = (Policy::default(), Instant::now());
         policy.ready(now);
         policy.stop();
-        assert_eq!(policy.ended(ExitStatus::from_raw(KILLED), now), Next::Exit(137));
-        assert_eq!(policy.ended(exited(1), now), Next::Exit(1));
+        assert_eq!(policy.ended(Killed(9), now), Next::Exit(137));
+        assert_eq!(policy.ended(Exited(1), now), Next::Exit(1));
     }
 }

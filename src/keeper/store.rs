@@ -12,8 +12,8 @@ use rustix::net::{
 
 /// Descriptors in one packet at most. A data plane has one socket a thread; the kernel's own limit is 253.
 const MOST: usize = 128;
-/// Bytes of a word at most: a verb and a name of this program.
-const LONGEST: usize = 64;
+/// Bytes of a word at most: a verb, and a name or a short sentence of this program.
+const LONGEST: usize = 256;
 
 /// The two ends of the socket between keeper and worker. Both are closed on exec; the worker's becomes its standard
 /// input.
@@ -21,23 +21,32 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// What a worker says.
+/// What is heard of a worker.
 #[derive(Debug)]
-pub(super) enum Word {
+pub(super) enum Heard {
     /// Keep these descriptors, in place of those of that name.
     Keep(String, Vec<OwnedFd>),
     /// The agent does its work.
     Ready,
+    /// No word for now.
+    Nothing,
+    /// It has closed its side.
+    End,
 }
 
-/// The next word of the worker; `None` if there is none yet, or no worker any more.
-pub(super) fn hear(socket: &OwnedFd) -> io::Result<Option<Word>> {
+/// The next word of the worker.
+pub(super) fn hear(socket: &OwnedFd) -> io::Result<Heard> {
     loop {
-        let Some((text, sockets)) = receive(socket, RecvFlags::DONTWAIT)? else { return Ok(None) };
+        let (text, sockets) = match receive(socket, RecvFlags::DONTWAIT) {
+            Ok(Some(word)) => word,
+            Ok(None) => return Ok(Heard::End),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Heard::Nothing),
+            Err(error) => return Err(error),
+        };
         match text.split_once(' ') {
-            Some(("keep", name)) => return Ok(Some(Word::Keep(name.to_owned(), sockets))),
-            None if text == "ready" => return Ok(Some(Word::Ready)),
-            // Of a newer version, after an upgrade in place.
+            Some(("keep", name)) => return Ok(Heard::Keep(name.to_owned(), sockets)),
+            None if text == "ready" => return Ok(Heard::Ready),
+            // Nothing that a worker of this version says.
             _ => {}
         }
     }
@@ -52,12 +61,12 @@ impl Held {
         self.0.insert(name, sockets);
     }
 
-    /// Puts everything into the socket, for a worker that need not live yet.
-    pub(super) fn hand_over(&self, socket: &OwnedFd) -> io::Result<()> {
+    /// Puts everything into the socket, for a worker that need not live yet; `last` is what became of the one before.
+    pub(super) fn hand_over(&self, socket: &OwnedFd, last: &str) -> io::Result<()> {
         for (name, sockets) in &self.0 {
             send(socket, &format!("held {name}"), sockets)?;
         }
-        send(socket, "all", &[])
+        send::<OwnedFd>(socket, &format!("last {last}"), &[])
     }
 }
 
@@ -66,6 +75,7 @@ impl Held {
 pub struct Store {
     socket: OwnedFd,
     held: BTreeMap<String, Vec<OwnedFd>>,
+    last: String,
 }
 
 impl Store {
@@ -73,15 +83,20 @@ impl Store {
     pub(super) fn open(socket: OwnedFd) -> io::Result<Self> {
         let mut held = BTreeMap::new();
         loop {
-            let Some((text, sockets)) = receive(&socket, RecvFlags::empty())? else {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            };
-            match text.strip_prefix("held ") {
-                Some(name) => drop(held.insert(name.to_owned(), sockets)),
-                None => break,
+            // The end of the stream: the keeper has gone.
+            let (text, sockets) =
+                receive(&socket, RecvFlags::empty())?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            match text.split_once(' ') {
+                Some(("held", name)) => drop(held.insert(name.to_owned(), sockets)),
+                Some(("last", last)) => return Ok(Self { socket, held, last: last.to_owned() }),
+                _ => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
-        Ok(Self { socket, held })
+    }
+
+    /// What became of the worker before, in words; `None` for the first one.
+    pub fn last(&self) -> Option<&str> {
+        Some(&*self.last).filter(|last| !last.is_empty())
     }
 
     /// Takes what was left under `name`, in the order in which it was left; nothing if there is none.
@@ -90,7 +105,7 @@ impl Store {
     }
 
     /// Leaves `sockets` with the keeper under `name`, in place of what is there.
-    pub fn keep(&self, name: &str, sockets: &[impl AsFd]) -> io::Result<()> {
+    pub fn keep<S: AsFd>(&self, name: &str, sockets: &[S]) -> io::Result<()> {
         if sockets.len() > MOST {
             let why = format!("{} sockets; at most {MOST} outlive a worker", sockets.len());
             return Err(io::Error::other(why));
@@ -115,7 +130,7 @@ fn send<S: AsFd>(socket: &OwnedFd, text: &str, sockets: &[S]) -> io::Result<()> 
     Ok(())
 }
 
-/// A word and what came with it; `None` at the end of the stream, or if nothing is there and `flags` say not to wait.
+/// A word and what came with it; `None` at the end of the stream.
 fn receive(socket: &OwnedFd, flags: RecvFlags) -> io::Result<Option<(String, Vec<OwnedFd>)>> {
     let mut text = [0; LONGEST];
     let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
@@ -125,7 +140,7 @@ fn receive(socket: &OwnedFd, flags: RecvFlags) -> io::Result<Option<(String, Vec
         match recvmsg(socket, &mut parts, &mut beside, flags | RecvFlags::CMSG_CLOEXEC) {
             Ok(got) => break got.bytes,
             Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::AGAIN | rustix::io::Errno::CONNRESET) => return Ok(None),
+            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
             Err(errno) => return Err(errno.into()),
         }
     };
@@ -153,16 +168,17 @@ mod tests {
         let mut held = Held::default();
         let address = {
             let (keeper, worker) = pair().unwrap();
-            held.hand_over(&keeper).unwrap();
+            held.hand_over(&keeper, "").unwrap();
             let mut store = Store::open(worker).unwrap();
             assert!(store.take("tcp").is_empty());
+            assert_eq!(store.last(), None);
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             store.keep("tcp", &[&listener]).unwrap();
             store.ready().unwrap();
-            let Some(Word::Keep(name, sockets)) = hear(&keeper).unwrap() else { panic!("nothing kept") };
+            let Heard::Keep(name, sockets) = hear(&keeper).unwrap() else { panic!("nothing kept") };
             held.keep(name, sockets);
-            assert!(matches!(hear(&keeper).unwrap(), Some(Word::Ready)));
-            assert!(hear(&keeper).unwrap().is_none());
+            assert!(matches!(hear(&keeper).unwrap(), Heard::Ready));
+            assert!(matches!(hear(&keeper).unwrap(), Heard::Nothing));
             listener.local_addr().unwrap()
         };
         // Nobody accepts, and yet a client is let in.
@@ -170,8 +186,10 @@ mod tests {
         client.write_all(b"x").unwrap();
 
         let (keeper, worker) = pair().unwrap();
-        held.hand_over(&keeper).unwrap();
-        let mut sockets = Store::open(worker).unwrap().take("tcp");
+        held.hand_over(&keeper, "was killed by signal 9").unwrap();
+        let mut store = Store::open(worker).unwrap();
+        assert_eq!(store.last(), Some("was killed by signal 9"));
+        let mut sockets = store.take("tcp");
         let listener = TcpListener::from(sockets.pop().unwrap());
         assert!(sockets.is_empty());
         let mut byte = [0];
@@ -180,9 +198,12 @@ mod tests {
     }
 
     #[test]
-    fn a_worker_that_has_gone_says_nothing() {
+    fn whoever_has_gone_says_nothing() {
         let (keeper, worker) = pair().unwrap();
         drop(worker);
-        assert!(hear(&keeper).unwrap().is_none());
+        assert!(matches!(hear(&keeper).unwrap(), Heard::End));
+        let (keeper, worker) = pair().unwrap();
+        drop(keeper);
+        assert!(Store::open(worker).is_err());
     }
 }
