@@ -100,7 +100,8 @@ fn control_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 
 /// Takes away what workers that keep dying, or one that was not given the time, have left.
 pub fn withdraw_leftovers(settings: &Settings) -> anyhow::Result<()> {
-    if settings.proxy.keep_rules {
+    // Another agent's rules are not ours to take.
+    if settings.proxy.keep_rules || holder().is_some() {
         return Ok(());
     }
     warn!("the agent has died and is not there: its rules are taken away");

@@ -90,8 +90,11 @@ pub fn keep() -> anyhow::Result<ExitCode> {
         };
         match keeper.policy.ended(ended, Instant::now()) {
             Next::Exit(code) => {
-                if ended != Ended::Exited(0) && keeper.policy.is_proven() {
-                    // It had no time to do so itself.
+                let had_time = match ended {
+                    Ended::Exited(code) => code == 0 || !keeper.policy.is_proven(),
+                    Ended::Killed(_) => false,
+                };
+                if !had_time {
                     withdraw();
                 }
                 return Ok(code.into());
