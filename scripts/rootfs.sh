@@ -20,17 +20,16 @@ if [ -e "$root" ] && [ -n "$(ls -A "$root")" ]; then
     exit 64
 fi
 
-# Debian's packages whose files are taken, for the list that vulnerability scanners read.
-declare -A packages=()
+# What was taken of the machine.
+files=()
 
 # take FILE PLACE: puts the file that FILE leads to at PLACE.
 take() {
-    local file owner
+    local file
     file=$(realpath "$1")
-    install -D -m "$(stat -c %a "$file")" "$file" "$root$2"
-    # A library may be known by its place before /lib became a link.
-    owner=$(dpkg-query -S "$file" 2>/dev/null || dpkg-query -S "${file#/usr}" 2>/dev/null || true)
-    [ -z "$owner" ] || packages[${owner%%:*}]=1
+    mkdir -p "$(dirname "$root$2")"
+    cp -L --preserve=mode "$file" "$root$2"
+    files+=("$file")
 }
 
 # libraries FILE…: the shared libraries that these need, and the loader.
@@ -65,9 +64,10 @@ if [ ! -e "${extensions[0]}" ]; then
     echo "$0: iptables' extensions are not in /usr/lib/*/xtables: is this Debian, with the package iptables?" >&2
     exit 1
 fi
-for extension in "${extensions[@]}"; do
-    take "$extension" "$extension"
-done
+folder=$(dirname "${extensions[0]}")
+mkdir -p "$root$folder"
+cp -L --preserve=mode "${extensions[@]}" "$root$folder/"
+files+=("${extensions[@]}")
 taken+=("${extensions[@]}")
 
 while read -r library; do
@@ -82,6 +82,10 @@ take /etc/protocols /etc/protocols
 printf 'root:x:0:0:root:/:/sbin/nologin\n' >"$root/etc/passwd"
 printf 'root:x:0:\n' >"$root/etc/group"
 printf 'hosts: files dns\n' >"$root/etc/nsswitch.conf"
-for package in "${!packages[@]}"; do
-    dpkg-query -s "$package" >"$root/var/lib/dpkg/status.d/$package"
-done
+
+# Debian's packages that the files are from, for vulnerability scanners. A library may be known by its place from before
+# /lib became a link, so both are asked for.
+{ dpkg-query -S "${files[@]}" "${files[@]#/usr}" 2>/dev/null || true; } | cut -d: -f1 | sort -u |
+    while read -r package; do
+        dpkg-query -s "$package" >"$root/var/lib/dpkg/status.d/$package"
+    done

@@ -72,11 +72,12 @@ fn systemd_hears_of_ready_watchdog_and_end() {
     let agent = Agent::on(&a).manifest("greet.json", &greet);
     // `env` becomes the agent, so the process is the one that the watchdog is for.
     let mut agent = agent.wrapped(&["env", &socket, "WATCHDOG_USEC=900000"]).launch();
-    let told = until(&manager, "READY=1");
+    // The status comes right behind.
+    let mut told = until(&manager, "READY=1");
+    told.extend(until(&manager, "STATUS=serving"));
     assert!(!told.contains(&"STOPPING=1".to_owned()), "{told:?}");
-    // Ready means ready: no asking again.
-    let answer = agent.get("/readyz").map(|(code, _)| code);
-    assert_eq!(answer, Ok(200));
+    assert!(told.iter().any(|line| line.starts_with("STATUS=")), "{told:?}");
+    agent.wait_ready();
     for _ in 0..3 {
         until(&manager, "WATCHDOG=1");
     }
