@@ -235,7 +235,8 @@ fn program(task: &str) -> Command {
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
-    command.args(arguments).env(TASK, task);
+    // The service manager's watchdog is meant for whoever works, not for the process id that it knows.
+    command.args(arguments).env(TASK, task).env_remove("WATCHDOG_PID");
     command
 }
 
