@@ -4,7 +4,7 @@ DESTDIR ?=
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench install screenshots
+.PHONY: help build test lint demo bench dist install screenshots
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,5 +31,8 @@ screenshots: ## the agent's page in headless Chromium: checked, and pictured in 
 	$(CARGO) build --locked
 	@scripts/screenshots.py target/debug/edgesplice
 
-install: build ## into $(DESTDIR)$(PREFIX)/bin
-	install -D -m 0755 target/release/edgesplice "$(DESTDIR)$(PREFIX)/bin/edgesplice"
+dist: ## static programs for amd64, arm64 and arm in dist/; DIST_ARCH=amd64 for one of them
+	@scripts/dist.sh
+
+install: build ## program, manual, completions and systemd unit into $(DESTDIR)$(PREFIX)
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install.sh target/release/edgesplice

@@ -97,7 +97,7 @@ fn health_means_that_the_data_plane_moves() {
     assert_eq!(status["proxy"]["acceptedTotal"], 0, "a probe is no client: {status}");
     assert_eq!(status["proxy"]["refusedTotal"], 0, "{status}");
 
-    let threads = std::fs::read_dir(format!("/proc/{}/task", scene.agent.pid())).unwrap();
+    let threads = std::fs::read_dir(format!("/proc/{}/task", scene.agent.worker())).unwrap();
     let thread = threads
         .map(|entry| entry.unwrap().path())
         .find(|path| std::fs::read_to_string(path.join("comm")).unwrap_or_default().trim() == "data-0")

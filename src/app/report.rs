@@ -45,14 +45,14 @@ pub(super) struct Reporter {
 impl Reporter {
     /// The closures that the admin endpoint calls.
     pub(super) fn handlers(self: Arc<Self>) -> AdminHandlers {
-        let [status, figures, checked, resolve, health] = [(); 5].map(|()| Arc::clone(&self));
+        let [status, figures, checked, resolve, health, live] = [(); 6].map(|()| Arc::clone(&self));
         AdminHandlers {
             status: Box::new(move || status.status()),
             figures: Box::new(move || figures.figures()),
             check: Box::new(move || checked.look_over()),
             resolve: Box::new(move |target| resolve.resolve(target)),
             health: Box::new(move || health.conditions()),
-            live: Box::new(move || self.prober.live()),
+            live: Box::new(move || live.live()),
         }
     }
 
@@ -172,7 +172,7 @@ impl Reporter {
     }
 
     /// Readiness: a snapshot is in force, the rules are in, and the listeners are up.
-    fn conditions(&self) -> Vec<Condition> {
+    pub(super) fn conditions(&self) -> Vec<Condition> {
         let condition = |name: &str, ok, detail: String| Condition { name: name.to_owned(), ok, detail };
         let loaded = self.shared.loaded.load(Acquire);
         let ports = self.shared.snapshot.load().ports.len();
@@ -195,6 +195,11 @@ impl Reporter {
                 condition("listeners", true, format!("port {}", self.shared.proxy_port))
             },
         ]
+    }
+
+    /// What must make progress: a restart helps where it does not.
+    pub(super) fn live(&self) -> Vec<Condition> {
+        self.prober.live()
     }
 
     /// What `check` finds on this machine.

@@ -124,6 +124,8 @@ pub struct Upstreams {
     held: Mutex<Vec<Held>>,
     tallies: Tallies,
     changes: Arc<watch::Sender<u64>>,
+    /// Whether a snapshot has come into force.
+    begun: watch::Sender<bool>,
     epoch: Instant,
 }
 
@@ -168,6 +170,7 @@ impl Upstreams {
             held: Mutex::default(),
             tallies: Tallies::default(),
             changes: Arc::new(watch::channel(0).0),
+            begun: watch::channel(false).0,
             // One microsecond back, so that no tick is 0.
             epoch: now().checked_sub(Duration::from_micros(1)).unwrap_or_else(now),
         }
@@ -223,6 +226,13 @@ impl Upstreams {
         drop((table, before));
         memory.snapshot = snapshot;
         memory.sweep();
+        self.begun.send_if_modified(|begun| !std::mem::replace(begun, true));
+    }
+
+    /// Waits for the first snapshot.
+    pub async fn begun(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.begun.subscribe().wait_for(|begun| *begun).await;
     }
 
     /// The service port offered at `frontend`.
