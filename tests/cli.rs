@@ -51,7 +51,7 @@ fn help_and_version_are_no_errors() {
         assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
         assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}");
     }
-    for command in ["run", "check", "rules", "status", "resolve", "version"] {
+    for command in ["run", "check", "rules", "status", "resolve", "migrate-config", "version"] {
         let output = run(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0), "{command}");
         let help = stdout(&output);
@@ -315,6 +315,8 @@ impl Agent {
                     .map_err(|e| e.to_string()),
                     _ => Err(format!("{target} is not understood")),
                 }),
+                figures: Box::new(Default::default),
+                check: Box::new(Vec::new),
                 health: Box::new(Vec::new),
                 live: Box::new(Vec::new),
             };

@@ -19,6 +19,9 @@ use crate::proxy::{Proxy, Shard};
 
 /// Threads at most, where the user did not say: an edge node's cores are for its pods.
 const MOST_WORKERS: usize = 2;
+/// Longest wait of clients that queued while no worker lived for the first snapshot: without a disk cache it may take
+/// for ever, and they are better told.
+const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
 /// How often a thread shows that it moves.
 const BEAT: Duration = Duration::from_secs(1);
 /// How old the last beat may be before a thread counts as stuck.
@@ -32,28 +35,42 @@ pub(super) struct DataPlane {
     runtimes: Vec<Handle>,
 }
 
+/// When something last showed that it moves.
+#[derive(Debug)]
+pub(super) struct Beat {
+    epoch: Instant,
+    /// In milliseconds after `epoch`.
+    last: AtomicU64,
+}
+
+impl Beat {
+    pub(super) fn new() -> Self {
+        Self { epoch: Instant::now(), last: AtomicU64::new(0) }
+    }
+
+    pub(super) fn beat(&self) {
+        let millis = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(millis, Relaxed);
+    }
+
+    /// Time since the last beat.
+    pub(super) fn age(&self) -> Duration {
+        self.epoch.elapsed().saturating_sub(Duration::from_millis(self.last.load(Relaxed)))
+    }
+}
+
 /// When the threads of the data plane last showed that they move.
 #[derive(Clone, Debug)]
-pub(super) struct Pulse {
-    epoch: Instant,
-    /// Of each thread, in milliseconds after `epoch`.
-    last: Arc<[AtomicU64]>,
-}
+pub(super) struct Pulse(Arc<[Beat]>);
 
 impl Pulse {
     fn new(threads: usize) -> Self {
-        Self { epoch: Instant::now(), last: (0..threads).map(|_| AtomicU64::new(0)).collect() }
-    }
-
-    fn beat(&self, thread: usize) {
-        let millis = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last[thread].store(millis, Relaxed);
+        Self((0..threads).map(|_| Beat::new()).collect())
     }
 
     /// Time since the last beat of the thread that is furthest behind, and whether that is still good.
     pub(super) fn age(&self) -> (Duration, bool) {
-        let oldest = self.last.iter().map(|beat| beat.load(Relaxed)).min().unwrap_or(0);
-        let age = self.epoch.elapsed().saturating_sub(Duration::from_millis(oldest));
+        let age = self.0.iter().map(Beat::age).max().unwrap_or_default();
         (age, age < STUCK)
     }
 }
@@ -68,7 +85,13 @@ pub(super) fn threads(settings: &ProxySettings) -> usize {
 
 impl DataPlane {
     /// Starts a thread with a runtime for each of the acceptor's sockets and serves there.
-    pub(super) fn start(proxy: Proxy, upstreams: &Arc<Upstreams>, drain: &Drain) -> anyhow::Result<Self> {
+    /// `adopted`: clients may have queued on the sockets already, so nobody is served before there is a snapshot.
+    pub(super) fn start(
+        proxy: Proxy,
+        upstreams: &Arc<Upstreams>,
+        drain: &Drain,
+        adopted: bool,
+    ) -> anyhow::Result<Self> {
         let shards = proxy.into_shards();
         let pulse = Pulse::new(shards.len());
         let (done, ended) = mpsc::unbounded_channel();
@@ -80,7 +103,18 @@ impl DataPlane {
                 .build()
                 .context("cannot start a runtime of the data plane")?;
             runtimes.push(runtime.handle().clone());
-            let work = serve(shard, number, pulse.clone(), Arc::clone(upstreams), drain.clone());
+            let (waited, stop) = (Arc::clone(upstreams), drain.stop().clone());
+            let serving = serve(shard, number, pulse.clone(), Arc::clone(upstreams), drain.clone());
+            let work = async move {
+                if adopted {
+                    tokio::select! {
+                        () = waited.begun() => {}
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(FIRST_SNAPSHOT) => {}
+                    }
+                }
+                serving.await
+            };
             let done = done.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("data-{number}"))
@@ -98,6 +132,12 @@ impl DataPlane {
     /// The threads' runtimes, at least one, for work that belongs to the data plane.
     pub(super) fn runtimes(&self) -> &[Handle] {
         &self.runtimes
+    }
+
+    /// All runtimes of the agent but the admin endpoint's, each with its name. Called on the control thread.
+    pub(super) fn named(&self) -> Vec<(String, Handle)> {
+        let data = self.runtimes.iter().enumerate().map(|(n, handle)| (format!("data-{n}"), handle.clone()));
+        data.chain([("control".to_owned(), Handle::current())]).collect()
     }
 
     /// The pulse, for the health report.
@@ -132,7 +172,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let beating = tokio::spawn(async move {
         loop {
-            pulse.beat(number);
+            pulse.0[number].beat();
             tokio::time::sleep(BEAT).await;
         }
     });

@@ -10,6 +10,7 @@ mod conn;
 pub mod dial;
 mod greeting;
 pub mod hold;
+mod knock;
 pub mod probe;
 pub mod relay;
 mod sources;
@@ -17,6 +18,7 @@ pub mod udp;
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -32,6 +34,9 @@ use crate::balance::Upstreams;
 use crate::config::ProxySettings;
 use crate::life::Drain;
 use crate::net::sock;
+use crate::obs::meter::Tally;
+
+pub use knock::{Knock, Reply};
 
 use dial::{DialLimits, TcpDialer};
 use relay::PipePool;
@@ -60,7 +65,7 @@ pub type Handler = Box<dyn FnOnce(TcpStream, SocketAddr) -> Pin<Box<dyn Future<O
 pub type Takeover = Arc<dyn Fn(SocketAddr) -> Option<Handler> + Send + Sync>;
 
 /// What the data plane has seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     /// Connections open now.
     pub active: AtomicU64,
@@ -68,8 +73,22 @@ pub struct Counters {
     pub accepted: AtomicU64,
     /// Connections reset because they had nowhere to go.
     pub refused: AtomicU64,
+    /// The same by why: the acceptor dialled directly, no service port there, a limit, no backend, this machine's fault.
+    pub refusals: Tally<7>,
     /// Times that accepting paused at a limit.
     pub accept_pauses: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            active: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            refusals: Tally::new(&conn::REFUSALS),
+            accept_pauses: AtomicU64::new(0),
+        }
+    }
 }
 
 /// The data plane, bound but not serving yet.
@@ -99,20 +118,15 @@ struct Shared {
     ended: Notify,
     /// The parts that accept, in the order of [`Shard::place`].
     parts: Vec<accept::Part>,
+    knock: Arc<Knock>,
 }
 
 impl Proxy {
-    /// Binds the acceptor with `shards` sockets on one port, see [`Self::into_shards`]. `own_mark` is the packet mark of outbound connections; 0 sets none (tests).
+    /// Binds the acceptor with `shards` sockets on one port, see [`Self::into_shards`]. `own_mark` is the packet mark of
+    /// outbound connections; 0 sets none (tests).
     ///
     /// Fails if the port is taken or the mark may not be set.
     pub fn bind_sharded(settings: &ProxySettings, own_mark: u32, shards: usize) -> anyhow::Result<Self> {
-        if own_mark != 0 {
-            sock::check_mark(own_mark).with_context(|| {
-                format!(
-                    "cannot set packet mark {own_mark:#x} on a socket; run as root or grant CAP_NET_ADMIN"
-                )
-            })?;
-        }
         let listen = |port| {
             sock::listen(port, shards > 1).with_context(|| {
                 format!("cannot listen on TCP port {port}; choose another one with --proxy-port")
@@ -123,6 +137,37 @@ impl Proxy {
         for _ in 1..shards {
             listeners.push(listen(port)?);
         }
+        Self::on(listeners, settings, own_mark)
+    }
+
+    /// Takes over sockets that [`Self::bind_sharded`] has bound for an earlier data plane of `shards` parts. `None` if
+    /// they are not as `settings` say.
+    ///
+    /// Fails if the mark may not be set.
+    pub fn adopt(
+        sockets: Vec<OwnedFd>,
+        settings: &ProxySettings,
+        own_mark: u32,
+        shards: usize,
+    ) -> anyhow::Result<Option<Self>> {
+        let listeners: Vec<TcpListener> = sockets.into_iter().map(TcpListener::from).collect();
+        let port =
+            listeners.first().and_then(|listener| sock::local_addr(listener).ok()).map(|addr| addr.port());
+        if listeners.len() != shards || (settings.port != 0 && port != Some(settings.port)) {
+            return Ok(None);
+        }
+        Self::on(listeners, settings, own_mark).map(Some)
+    }
+
+    fn on(listeners: Vec<TcpListener>, settings: &ProxySettings, own_mark: u32) -> anyhow::Result<Self> {
+        if own_mark != 0 {
+            sock::check_mark(own_mark).with_context(|| {
+                format!(
+                    "cannot set packet mark {own_mark:#x} on a socket; run as root or grant CAP_NET_ADMIN"
+                )
+            })?;
+        }
+        let port = sock::local_addr(&listeners[0]).context("cannot read the acceptor's own port")?.port();
         let descriptors = sock::nofile().context("cannot read the limit of open descriptors")?;
         let max_pipes = MAX_PIPES.min(descriptors / 16);
         let by_descriptors = descriptors
@@ -155,6 +200,7 @@ impl Proxy {
                 kill: Notify::new(),
                 ended: Notify::new(),
                 parts: Vec::new(),
+                knock: Arc::default(),
             },
         })
     }
@@ -199,6 +245,11 @@ impl Proxy {
         self
     }
 
+    /// The acceptor's sockets, for whoever keeps them beyond this process's end.
+    pub fn sockets(&self) -> &[TcpListener] {
+        &self.listeners
+    }
+
     /// The port that was bound.
     pub fn port(&self) -> u16 {
         self.shared.port
@@ -207,6 +258,16 @@ impl Proxy {
     /// What the data plane has seen; stays valid while it serves.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.shared.counters)
+    }
+
+    /// Most connections at once.
+    pub fn max_connections(&self) -> u64 {
+        self.shared.max_connections
+    }
+
+    /// What answers the agent's own probe of the acceptor.
+    pub fn knock(&self) -> Arc<Knock> {
+        Arc::clone(&self.shared.knock)
     }
 
     /// The pipes of streams, for their numbers.

@@ -225,7 +225,8 @@ impl Holder {
     /// and limits are the acceptor's business.
     fn route(&self, syn: &Syn) -> Option<(Arc<Upstream>, Via)> {
         let (shared, to) = (&self.shared, syn.to);
-        if (shared.takeover)(to).is_some() {
+        // The agent's own probe is answered by the acceptor; no backend is to hear of it.
+        if (shared.takeover)(to).is_some() || shared.knock.is(syn.client) {
             return None;
         }
         let frontend = Frontend { ip: to.ip(), port: to.port(), protocol: Protocol::Tcp };
