@@ -1,11 +1,18 @@
-//! Whether clients' first packets are held until a backend is connected, as `intercept.connect` says.
+//! Whether clients' first packets are held until a backend is connected, as `intercept.connect` says, and whose address
+//! can be kept.
 
+use std::sync::Arc;
+
+use tokio::sync::watch;
 use tracing::warn;
 
 use crate::config::{ConnectMode, Settings};
-use crate::proxy::hold::Hold;
+use crate::obs::api::RulesReport;
+use crate::proxy::Proxy;
+use crate::proxy::hold::{Hold, HoldCounters};
 use crate::rules::names::FIRST_QUEUE;
 
+use super::control::Shared;
 use super::data;
 
 /// What came of opening the queues.
@@ -15,6 +22,32 @@ pub(super) struct Opened {
     pub(super) hold: Option<Hold>,
     /// Why there is none though one is wanted, as a line for people.
     pub(super) fault: Option<String>,
+}
+
+impl Opened {
+    /// In how many queues first packets are held.
+    pub(super) fn queues(&self, settings: &Settings) -> u16 {
+        if self.hold.is_some() { wanted(settings) } else { 0 }
+    }
+
+    /// What is seen of the held.
+    pub(super) fn counters(&self) -> Option<Arc<HoldCounters>> {
+        self.hold.as_ref().map(Hold::counters)
+    }
+
+    /// Gives the data plane what it needs to serve the held, and to keep clients' addresses where the rules stand that
+    /// this takes.
+    pub(super) fn equip(
+        self,
+        proxy: Proxy,
+        shared: &Arc<Shared>,
+        rules: watch::Receiver<RulesReport>,
+    ) -> Proxy {
+        let shared = Arc::clone(shared);
+        proxy.with_hold(self.hold).with_sources(Arc::new(move |client, backend| {
+            rules.borrow().keeps_source && shared.is_between(client, backend)
+        }))
+    }
 }
 
 /// In how many queues the first packets are held, if all goes well.

@@ -37,7 +37,6 @@ use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::admin::AdminServer;
 use crate::obs::api::RulesReport;
-use crate::proxy::hold::Hold;
 use crate::proxy::udp::UdpPlane;
 use crate::proxy::{Guard, Proxy, probe};
 use crate::rules::apply::HostTools;
@@ -120,6 +119,23 @@ pub fn withdraw_leftovers(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The acceptor: the one that the agent's last process left with the keeper, else a new one. Also whether it is the former.
+fn acceptor(settings: &Settings, mut keeper: Option<&mut Store>) -> anyhow::Result<(Proxy, bool)> {
+    let threads = data::threads(&settings.proxy);
+    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
+    let own_mark = settings.intercept.own_mark;
+    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
+    let is_adopted = adopted.is_some();
+    let proxy = match adopted {
+        Some(proxy) => proxy,
+        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
+    };
+    if let Some(Err(error)) = keeper.map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
+        warn!(%error, "the acceptor's sockets will not outlive this process");
+    }
+    Ok((proxy, is_adopted))
+}
+
 /// Binds, wires and starts everything. When it returns, the agent works, or is about to: `/readyz` tells. An error
 /// leaves the machine as it was.
 pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<Running> {
@@ -137,29 +153,16 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     }
     let admin = AdminServer::bind(settings.admin.listen)?;
     let admin_addr = admin.local_addr();
-    let threads = data::threads(&settings.proxy);
-    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
     let own_mark = settings.intercept.own_mark;
-    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
-    let is_adopted = adopted.is_some();
-    let proxy = match adopted {
-        Some(proxy) => proxy,
-        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
-    };
-    if let Some(Err(error)) = keeper.as_ref().map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
-        warn!(%error, "the acceptor's sockets will not outlive this process");
-    }
+    let (proxy, is_adopted) = acceptor(&settings, keeper.as_mut())?;
     let proxy_port = proxy.port();
 
     let upstreams = Arc::new(Upstreams::new());
     let held = hold::open(&settings);
-    let queues = if held.hold.is_some() { hold::wanted(&settings) } else { 0 };
-    let shared = Arc::new(Shared::new(proxy_port, queues));
+    let shared = Arc::new(Shared::new(proxy_port, held.queues(&settings)));
     let guard = Arc::clone(&shared);
     let guard: Guard = Arc::new(move |addr| guard.is_captured(addr.ip()));
     let proxy = proxy.with_guard(Arc::clone(&guard)).with_takeover(names::takeover(&shared));
-    let holding = held.hold.as_ref().map(Hold::counters);
-    let proxy = proxy.with_hold(held.hold);
     let (counters, knock) = (proxy.counters(), proxy.knock());
     let (max_connections, pipes) = (proxy.max_connections(), proxy.pipes());
 
@@ -171,10 +174,8 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let tasks = TaskTracker::new();
     let drain = Drain::new();
 
-    let (between, standing) = (Arc::clone(&shared), rules_rx.clone());
-    let proxy = proxy.with_sources(Arc::new(move |client, backend| {
-        standing.borrow().keeps_source && between.is_between(client, backend)
-    }));
+    let (holding, hold_fault) = (held.counters(), held.fault.clone());
+    let proxy = held.equip(proxy, &shared, rules_rx.clone());
     let data = DataPlane::start(proxy, &upstreams, &drain, is_adopted)?;
     let health = HealthPorts::new(Arc::clone(&shared), data.pulse());
     let udp = UdpPlane::new(data.runtimes().to_vec(), Arc::clone(&upstreams), guard, own_mark)
@@ -200,7 +201,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
         upstreams,
         counters,
         holding,
-        hold_fault: held.fault,
+        hold_fault,
         datagrams,
         source: status_rx,
         rules: rules_rx,

@@ -110,10 +110,14 @@ impl Refusal {
             Self::Unknown(_) => 1,
             Self::Greedy => 2,
             Self::Full => 3,
-            Self::Dial(DialError::Local(_)) => 5,
-            Self::Dial(_) => 4,
+            Self::Dial(why) => kind_of(why),
         }
     }
+}
+
+/// The place among [`REFUSALS`] of clients for whom no backend was connected.
+pub(super) fn kind_of(why: &DialError) -> usize {
+    if matches!(why, DialError::Local(_)) { 5 } else { 4 }
 }
 
 /// Serves one accepted connection to its end.

@@ -24,8 +24,8 @@ use crate::life::Drain;
 use crate::model::{Frontend, Mode, Protocol, Via};
 use crate::net::queue::{MESSAGE, Packet, Queue, Verdict};
 
-use super::Shared;
 use super::dial::{self, ClientDialer, DialError, Request};
+use super::{Shared, conn};
 use syn::Syn;
 use waiting::{Arrival, Waiting};
 
@@ -283,6 +283,7 @@ impl Dial {
                 {
                     counter.fetch_add(1, Relaxed);
                 }
+                shared.counters.refusals.add(conn::kind_of(&why));
                 if matches!(why, DialError::Exhausted { all_refused: true, .. }) {
                     upstreams.hold(&upstream, syn.to.ip());
                 }

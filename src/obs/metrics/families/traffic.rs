@@ -47,6 +47,18 @@ pub(super) const PROXY: &[Family] = &[
     counter("proxy_accept_pauses", &[], "Times that accepting paused at a limit", |s, out| {
         out.one(s.status.proxy.accept_pauses_total)
     }),
+    counter("hold_clients", &[], "Clients held until a backend was connected", |s, out| {
+        out.maybe(s.status.proxy.hold.as_ref().map(|hold| hold.held_total))
+    }),
+    counter("hold_refused", &[], "Held clients that were refused", |s, out| {
+        out.maybe(s.status.proxy.hold.as_ref().map(|hold| hold.refused_total))
+    }),
+    counter("hold_unpaired", &[], "Backends connected for held clients that did not come", |s, out| {
+        out.maybe(s.status.proxy.hold.as_ref().map(|hold| hold.unpaired_total))
+    }),
+    counter("hold_passed", &[], "Clients that were not held for want of room", |s, out| {
+        out.maybe(s.status.proxy.hold.as_ref().map(|hold| hold.passed_total))
+    }),
     counter(
         "proxy_bytes",
         &["direction"],
