@@ -32,12 +32,12 @@ impl Scene {
         let lab = Lab::new(label);
         let (a, b) = (lab.node("a"), lab.node("b"));
         let (abuser, client) = (a.pod("abuser"), a.pod("client"));
-        let _good = Server::echo(&b, 7000);
-        let _stream = Server::start(&b, 7001, |mut stream| {
+        let good = Server::echo(&b, 7000);
+        let stream = Server::start(&b, 7001, |mut stream| {
             let chunk = vec![7; 64 * 1024];
             while stream.write_all(&chunk).is_ok() {}
         });
-        Self { a, abuser, client, _good, _stream, lab }
+        Self { a, abuser, client, _good: good, _stream: stream, lab }
     }
 
     fn agent(&self) -> AgentBuilder {

@@ -28,6 +28,7 @@ use crate::source::Update;
 
 use super::data::Beat;
 use super::health_ports::HealthPorts;
+use super::ways::Ways;
 
 /// How often this host's routes and addresses are read again: they decide which pods can be dialled directly.
 const HOST_REFRESH: Duration = Duration::from_secs(10);
@@ -44,8 +45,8 @@ pub(super) struct Shared {
     pub(super) queues: u16,
     /// The snapshot in force.
     pub(super) snapshot: ArcSwap<Snapshot>,
-    /// The destinations of this host's routes but the default ones, and its own addresses.
-    pub(super) ways: ArcSwap<(Vec<IpNet>, Vec<IpAddr>)>,
+    /// This host's routes and addresses.
+    pub(super) ways: ArcSwap<Ways>,
     /// The captured ranges.
     pub(super) ranges: ArcSwap<Vec<IpNet>>,
     /// Served UDP frontends whose socket could not be opened, each as a line for people.
@@ -89,18 +90,6 @@ impl Shared {
             build_times: Histogram::default(),
             control: Beat::new(),
         }
-    }
-
-    /// Whether what `backend`, which is on this node, sends to `client` comes by this machine's routing. It does not
-    /// where both are on one bridge: there they find each other directly.
-    pub(super) fn is_between(&self, client: IpAddr, backend: IpAddr) -> bool {
-        let ways = self.ways.load();
-        let (routed, own) = &**ways;
-        if own.contains(&backend) {
-            return true;
-        }
-        let way = routed.iter().filter(|net| net.contains(&backend)).max_by_key(|net| net.prefix_len());
-        way.is_none_or(|net| net.prefix_len() == net.max_prefix_len() || !net.contains(&client))
     }
 
     /// Whether packets to `ip` come back to the acceptor.
@@ -443,11 +432,7 @@ impl Control {
             self.exposed = exposed;
             now = self.store.snapshot();
         }
-        let local = self.store.local();
-        let known = self.shared.ways.load();
-        if known.0 != local.routed || known.1 != local.own_addresses {
-            self.shared.ways.store(Arc::new((local.routed.clone(), local.own_addresses.clone())));
-        }
+        Ways::follow(&self.shared.ways, self.store.local());
         self.upstreams.apply(Arc::clone(&now));
         self.shared.snapshot.store(Arc::clone(&now));
         // Only now: whoever sees this may say of a name that it does not exist.

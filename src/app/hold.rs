@@ -45,7 +45,7 @@ impl Opened {
     ) -> Proxy {
         let shared = Arc::clone(shared);
         proxy.with_hold(self.hold).with_sources(Arc::new(move |client, backend| {
-            rules.borrow().keeps_source && shared.is_between(client, backend)
+            rules.borrow().keeps_source && shared.ways.load().is_between(client, backend)
         }))
     }
 }

@@ -18,6 +18,7 @@ mod notices;
 mod offline;
 mod report;
 mod supervisor;
+mod ways;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

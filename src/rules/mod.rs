@@ -13,6 +13,7 @@ pub mod dump;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod ipset;
+mod keep_source;
 pub mod leftovers;
 pub mod legacy;
 pub mod machine;

@@ -24,7 +24,7 @@ use super::places::Places;
 use super::plan::{Capabilities, FamilyPlan, Plan, Wanted, plan};
 use super::render;
 use super::routes::{Entry, RouteError};
-use super::scratch::{CONNECTION_MARKS, QUEUE};
+use super::scratch::QUEUE;
 use crate::config::{ConnectMode, InterceptSettings, IptablesBackend};
 use crate::model::{Frontend, Protocol};
 use crate::obs::api::RulesReport;
@@ -86,7 +86,7 @@ pub struct Reconciler<M> {
     /// Rules with sets have been installed once, so that a later failure is not for want of sets.
     sets_proven: bool,
     /// Whether connections can be marked has been looked at.
-    probed_marks: bool,
+    pub(super) probed_marks: bool,
     /// What is in force; `None` before the first success and after a failure, when everything is done anew.
     wanted: Option<Wanted>,
     pub(super) wording: BTreeMap<Family, Wording>,
@@ -215,37 +215,21 @@ impl<M: Machine> Reconciler<M> {
     fn conclude(&mut self, result: Result<(), RulesError>) -> Result<(), RulesError> {
         self.report.installed = self.wanted.as_ref().is_some_and(|wanted| !wanted.ranges.is_empty());
         self.report.refuse_before_accept = self.capabilities.ipset;
-        self.report.keeps_source = self.wanted.as_ref().is_some_and(|wanted| wanted.keep_source)
-            && self.capabilities.connection_marks
-            && self.capabilities.policy_routing;
+        self.report.keeps_source = self.wanted.as_ref().is_some_and(|wanted| self.keeps_source(wanted));
         self.report.failures_total += u64::from(result.is_err());
         self.report.last_error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         result
     }
 
-    fn warn(&mut self, text: String) {
+    pub(super) fn warn(&mut self, text: String) {
         if !self.report.warnings.contains(&text) {
             warn!("{text}");
             self.report.warnings.push(text);
         }
     }
 
-    /// Looks once whether connections can be marked.
-    async fn probe_marks(&mut self) {
-        self.probed_marks = true;
-        if let Some(why) = self.machine.lacks(self.backend, self.capabilities.v6, &CONNECTION_MARKS).await {
-            self.capabilities.connection_marks = false;
-            self.warn(format!(
-                "edgesplice.io/source-address: preserve cannot be had, backends see this node's address: connections \
-                 cannot be marked ({why}); modprobe xt_connmark"
-            ));
-        }
-    }
-
     async fn bring_about(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
-        if wanted.keep_source && !self.probed_marks {
-            self.probe_marks().await;
-        }
+        self.probe_marks(wanted).await;
         let old = self.wanted.take();
         let fresh = old.is_none();
         loop {

@@ -1,0 +1,28 @@
+//! Whether this machine can let backends see their clients' addresses.
+
+use super::machine::Machine;
+use super::plan::Wanted;
+use super::reconcile::Reconciler;
+use super::scratch::CONNECTION_MARKS;
+
+impl<M: Machine> Reconciler<M> {
+    /// Looks whether connections can be marked, once a Service needs that and once only.
+    pub(super) async fn probe_marks(&mut self, wanted: &Wanted) {
+        if !wanted.keep_source || self.probed_marks {
+            return;
+        }
+        self.probed_marks = true;
+        if let Some(why) = self.machine.lacks(self.backend, self.capabilities.v6, &CONNECTION_MARKS).await {
+            self.capabilities.connection_marks = false;
+            self.warn(format!(
+                "edgesplice.io/source-address: preserve cannot be had, backends see this node's address: connections \
+                 cannot be marked ({why}); modprobe xt_connmark"
+            ));
+        }
+    }
+
+    /// Whether the rules for `wanted` bring home what is answered to clients whose address a backend sees.
+    pub(super) fn keeps_source(&self, wanted: &Wanted) -> bool {
+        wanted.keep_source && self.capabilities.connection_marks && self.capabilities.policy_routing
+    }
+}
