@@ -29,6 +29,7 @@ pub mod render;
 pub mod routes;
 pub mod run;
 pub mod scratch;
+mod ways;
 
 pub use detect::StartError;
 pub use leftovers::{leftovers, remove_leftovers};

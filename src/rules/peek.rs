@@ -6,7 +6,7 @@
 
 use super::apply::{Backend, Family, Firewall, ToolError};
 use super::dump::{Chain, Dump, Rule, Table};
-use super::names::{CREATED_CHAIN, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN};
+use super::names::{CREATED_CHAIN, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, OUTPUT_CHAIN};
 use super::plan::jump;
 
 /// The tables in which own chains stand.
@@ -19,7 +19,10 @@ type Places = (&'static [&'static str], &'static [(&'static str, &'static str)])
 
 fn places(table: &str) -> Places {
     match table {
-        "filter" => (&[INPUT_CHAIN, FORWARD_CHAIN], &[("INPUT", INPUT_CHAIN), ("FORWARD", FORWARD_CHAIN)]),
+        "filter" => (
+            &[INPUT_CHAIN, FORWARD_CHAIN, OUTPUT_CHAIN],
+            &[("INPUT", INPUT_CHAIN), ("FORWARD", FORWARD_CHAIN), ("OUTPUT", OUTPUT_CHAIN)],
+        ),
         "mangle" => (&[MANGLE_CHAIN], &[("PREROUTING", MANGLE_CHAIN), ("OUTPUT", MANGLE_CHAIN)]),
         _ => (&[NAT_CHAIN], &[("PREROUTING", NAT_CHAIN), ("OUTPUT", NAT_CHAIN)]),
     }

@@ -1,8 +1,10 @@
 //! What on this machine would stop the rules from working, or make them work wrongly. Changes nothing.
 
 mod lock;
+mod networks;
 mod standing;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -12,7 +14,6 @@ use super::apply::{Backend, Family, HostTools};
 use super::detect::{StartError, detect};
 use super::legacy::{self, Options, Roots};
 use super::machine::{CAP_NET_ADMIN, CAP_NET_RAW, effective_capabilities};
-use super::routes;
 use super::scratch::{Lack, lacking};
 use crate::config::{InterceptSettings, IptablesBackend};
 
@@ -73,13 +74,18 @@ pub struct Checkup {
     pub findings: Vec<Finding>,
 }
 
-/// Looks at this machine. `ranges` are those that would be captured, as far as they are known.
-pub async fn checkup(settings: &InterceptSettings, ranges: &[IpNet]) -> Checkup {
+/// Looks at this machine. `ranges` are those that would be captured, and `alone` the addresses in them that would be left
+/// alone, as far as they are known.
+pub async fn checkup(
+    settings: &InterceptSettings,
+    ranges: &[IpNet],
+    alone: Option<&BTreeSet<IpAddr>>,
+) -> Checkup {
     let mut found = Vec::new();
     let packet_filter = rules(settings, ranges, &mut found).await.unwrap_or_default();
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     found.extend(effective_capabilities(&status).and_then(missing_capability));
-    networks(ranges, &mut found).await;
+    networks::check(ranges, alone, &mut found).await;
     kernel(&Kernel::read(), &mut found);
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Checkup { packet_filter, findings: found }
@@ -192,31 +198,6 @@ fn missing_feature(lack: &Lack, family: Family) -> Finding {
     Finding::new("missing-feature", Problem, what, format!("modprobe {module}"))
 }
 
-/// Addresses and routes that the ranges would swallow.
-async fn networks(ranges: &[IpNet], found: &mut Vec<Finding>) {
-    let (Ok(addresses), Ok(routes)) = (routes::local_addresses().await, routes::non_default_routes().await)
-    else {
-        let what = "the routes of this machine cannot be listed";
-        found.push(Finding::new("unprobed", Warning, what, AS_ROOT));
-        return;
-    };
-    overlaps(ranges, &addresses, &routes, found);
-}
-
-fn overlaps(ranges: &[IpNet], addresses: &[IpAddr], routes: &[IpNet], found: &mut Vec<Finding>) {
-    let mend = "set intercept.serviceCIDRs to the ranges that hold ClusterIPs only";
-    for range in ranges {
-        for address in addresses.iter().filter(|address| range.contains(*address)) {
-            let what = format!("the range {range} covers {address}, an address of this machine");
-            found.push(Finding::new("range-overlap", Problem, what, mend));
-        }
-        for route in routes.iter().filter(|route| range.contains(*route)) {
-            let what = format!("the range {range} covers {route}, a network this machine has a route to");
-            found.push(Finding::new("range-overlap", Warning, what, mend));
-        }
-    }
-}
-
 /// Values of the running kernel; `None` where there is no such value.
 #[derive(Clone, Copy, Debug, Default)]
 struct Kernel {
@@ -314,19 +295,5 @@ mod tests {
         for (set, missing) in [(admin | raw, false), (admin, true), (0, false)] {
             assert_eq!(missing_capability(set).is_some(), missing);
         }
-    }
-
-    #[test]
-    fn a_range_over_this_machine_is_a_problem() {
-        let mut found = Vec::new();
-        let (range, route): (IpNet, IpNet) =
-            ("10.96.0.0/12".parse().unwrap(), "10.97.0.0/24".parse().unwrap());
-        overlaps(
-            &[range],
-            &["10.97.0.1".parse().unwrap(), "10.0.0.1".parse().unwrap()],
-            &[route],
-            &mut found,
-        );
-        assert_eq!(found.iter().map(|f| f.severity).collect::<Vec<_>>(), [Problem, Warning]);
     }
 }

@@ -13,7 +13,7 @@ use crate::dns;
 use crate::obs::api::{Finding, Severity};
 use crate::rules;
 
-use super::offline;
+use super::{control, offline};
 
 /// What a look at the machine brought.
 #[derive(Clone, Debug, Default)]
@@ -33,9 +33,13 @@ pub fn check(settings: &Settings) -> anyhow::Result<Checkup> {
     offline::runtime()?.block_on(async {
         let mut findings = Vec::new();
         let mut ranges = settings.intercept.service_cidrs.clone();
+        let mut alone = None;
         if settings.source.manifests.is_some() {
             match offline::begin(settings).await {
-                Ok((_, found)) => ranges = found,
+                Ok((snapshot, found)) => {
+                    alone = Some(control::skipped(&snapshot));
+                    ranges = found;
+                }
                 Err(error) => findings.push(finding(
                     "source-manifests",
                     Severity::Problem,
@@ -44,7 +48,7 @@ pub fn check(settings: &Settings) -> anyhow::Result<Checkup> {
                 )),
             }
         }
-        let rules = rules::checkup(&settings.intercept, &ranges).await;
+        let rules = rules::checkup(&settings.intercept, &ranges, alone.as_ref()).await;
         findings.extend(rules.findings.into_iter().map(from_rules));
         findings.extend(dns::probe::findings(&settings.dns).await);
         findings.extend(ports::check(settings));
