@@ -93,15 +93,18 @@ fn tampering_is_repaired(backend: &str) {
     let intact = a.state();
     let tables = format!("iptables-{backend}");
     let tables6 = format!("ip6tables-{backend}");
-    let acts: [&[&str]; 8] = [
+    let acts: [&[&str]; 11] = [
         &[&tables, "-w", "-F"],
         &[&tables, "-w", "-t", "nat", "-F"],
         &[&tables, "-w", "-t", "mangle", "-F"],
         &[&tables6, "-w", "-t", "nat", "-F"],
         &[&tables, "-w", "-t", "nat", "-F", "OUTPUT"],
         &["ipset", "flush"],
-        &["ip", "route", "flush", "proto", "237"],
-        &["ip", "-6", "route", "flush", "proto", "237"],
+        &["ip", "route", "flush", "table", "all", "proto", "237"],
+        &["ip", "-6", "route", "flush", "table", "all", "proto", "237"],
+        &["ip", "rule", "del", "pref", "238"],
+        &["ip", "-6", "rule", "del", "pref", "238"],
+        &["ip", "rule", "del", "pref", "237"],
     ];
     for act in acts {
         a.must(act);

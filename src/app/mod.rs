@@ -36,8 +36,9 @@ use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
 
-pub use check::{Checkup, check};
+pub use check::{Checkup, check, refuse_impossible};
 pub use instance::holder;
+pub use neighbours::own_servers;
 pub use offline::{render_rules, resolve_offline};
 
 use control::{Answering, Control, Shared};
@@ -94,10 +95,12 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
 pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let settings = Arc::new(settings);
     // Everything that can be wrong with what the user gave comes first: nothing has been touched yet.
+    refuse_impossible(&settings.state_dir)?;
     let source = offline::open(&settings).await?;
     let reconciler = Reconciler::new(HostTools, &settings.intercept).await?;
     let lock = InstanceLock::take()?;
-    let warnings = neighbours::admit(&settings).await?;
+    let backend = reconciler.backend();
+    let warnings = neighbours::admit(&settings, backend).await?;
     if let Err(error) = sock::raise_nofile() {
         warn!(%error, "the limit of open descriptors could not be raised");
     }
@@ -152,7 +155,7 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
     tasks.spawn(async move { source.run(&for_source, sink, until).await });
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
-    tasks.spawn(warnings.follow(stop.clone()));
+    tasks.spawn(warnings.follow(Arc::clone(&settings), backend, stop.clone()));
     tasks.spawn(admin.serve(reporter.handlers(), stop.clone()));
     info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
     Ok(Running { proxy_port, admin: admin_addr, settings, drain, data, stop, tasks, rules, _lock: lock })

@@ -1,6 +1,6 @@
 //! `edgesplice run`
 
-use super::{Context, Exit, SettingsArgs, out};
+use super::{Context, Exit, Output, SettingsArgs, out};
 use crate::app;
 
 /// Arguments of `run`.
@@ -20,7 +20,12 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let settings = context.start()?;
     if args.print_config {
-        out::print(&settings.to_yaml()?)?;
+        let yaml = settings.to_yaml()?;
+        match context.output {
+            Output::Table => out::print(&yaml)?,
+            // YAML reads JSON, so this is a configuration file as well.
+            Output::Json => out::print_json(&serde_saphyr::from_str::<serde_json::Value>(&yaml)?)?,
+        }
     } else if !args.check_config {
         app::run(settings)?;
     }

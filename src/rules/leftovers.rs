@@ -99,9 +99,13 @@ pub(super) async fn remove_rules<M: Machine>(
     }
     let Some(script) = render::removal(&dump) else { return Ok(false) };
     if let Err(error) = machine.restore(backend, family, &script).await {
-        if !dump.unreadable.is_empty() {
-            // A jump behind the native rule cannot be deleted. It does no harm once it leads to an empty chain.
-            let _ = machine.restore(backend, family, &render::emptying(&dump)).await;
+        // A jump behind the native rule cannot be deleted. It does no harm once it leads to an empty chain.
+        if let Some(table) = dump.unreadable.first()
+            && !error.is_busy()
+            && machine.restore(backend, family, &render::emptying(&dump)).await.is_ok()
+        {
+            let table = dump.hidden.first().map_or(table, |(table, _)| table).clone();
+            return Err(RulesError::Hidden { family, table, source: Box::new(error) });
         }
         return Err(error.into());
     }

@@ -74,24 +74,30 @@ pub struct Checkup {
     pub findings: Vec<Finding>,
 }
 
-/// Looks at this machine. `ranges` are those that would be captured, and `alone` the addresses in them that would be left
-/// alone, as far as they are known.
-pub async fn checkup(
-    settings: &InterceptSettings,
-    ranges: &[IpNet],
-    alone: Option<&BTreeSet<IpAddr>>,
-) -> Checkup {
+/// What is known of the agent that would run, or runs, on the machine.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The ranges that are captured, as far as they are known.
+    pub ranges: Vec<IpNet>,
+    /// The addresses in them that are left alone, if they are known.
+    pub alone: Option<BTreeSet<IpAddr>>,
+    /// The addresses at which it answers DNS.
+    pub dns: BTreeSet<IpAddr>,
+}
+
+/// Looks at this machine.
+pub async fn checkup(settings: &InterceptSettings, known: &Known) -> Checkup {
     let mut found = Vec::new();
-    let packet_filter = rules(settings, ranges, &mut found).await.unwrap_or_default();
+    let packet_filter = rules(settings, known, &mut found).await.unwrap_or_default();
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     found.extend(effective_capabilities(&status).and_then(missing_capability));
-    networks::check(ranges, alone, &mut found).await;
+    networks::check(&known.ranges, known.alone.as_ref(), &mut found).await;
     kernel(&Kernel::read(), &mut found);
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Checkup { packet_filter, findings: found }
 }
 
-async fn rules(settings: &InterceptSettings, ranges: &[IpNet], found: &mut Vec<Finding>) -> Option<String> {
+async fn rules(settings: &InterceptSettings, known: &Known, found: &mut Vec<Finding>) -> Option<String> {
     let detection = match detect(&HostTools, settings.iptables_backend).await {
         Ok(detection) => detection,
         Err(error) => {
@@ -101,17 +107,19 @@ async fn rules(settings: &InterceptSettings, ranges: &[IpNet], found: &mut Vec<F
     };
     let backend = detection.backend;
     against_hints(settings.iptables_backend, backend, found).await;
-    if !detection.v6 {
-        let what = format!("IPv6 services are not served: {}", detection.no_v6);
-        found.push(Finding::new("no-ipv6", Info, what, "enable IPv6 if the cluster uses it"));
+    if let Some(range) = known.ranges.iter().find(|range| range.addr().is_ipv6() && !detection.v6) {
+        let what = format!("the Services of {range} are not served: {}", detection.no_v6);
+        let mend = "enable IPv6 on this node, and install ip6tables";
+        found.push(Finding::new("no-ipv6", Warning, what, mend));
     }
     let held = lock(backend, found).await;
     if !(held && backend == Backend::Legacy) {
         // With the lock held, the probes would only wait for it.
         features(backend, detection.v6, found).await;
     }
-    match legacy::facts(&HostTools, &Roots::default(), &Options::default()).await {
-        Ok(facts) => standing::judge(settings, backend, ranges, &facts, found),
+    let options = Options { own_servers: known.dns.clone(), ..Options::default() };
+    match legacy::facts(&HostTools, &Roots::default(), &options).await {
+        Ok(facts) => standing::judge(settings, backend, &known.ranges, (&facts, &options), found),
         Err(error) => found.push(Finding::new("unprobed", Warning, format!("{error:#}"), AS_ROOT)),
     }
     Some(format!("iptables-{}: {}", backend.as_str(), detection.why))

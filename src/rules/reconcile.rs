@@ -63,6 +63,21 @@ pub enum RulesError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A native rule hides our jump.
+    #[error(
+        "a jump of ours cannot be removed: a native nft rule in {} {table} stands before it and hides it from \
+         iptables; it leads to an empty chain now and does nothing; find the rule with `nft -a list table {} {table}`, \
+         move it to a table of its own, and run `edgesplice cleanup` ({source})",
+        .family.as_str(), .family.nft()
+    )]
+    Hidden {
+        /// The family.
+        family: Family,
+        /// The table.
+        table: String,
+        /// What the program said.
+        source: Box<ToolError>,
+    },
     /// The back end's programs were there, and are gone.
     #[error("`iptables-{0}-save` has been removed from this machine; install the package `iptables`")]
     ProgramsGone(&'static str),
@@ -380,8 +395,12 @@ impl<M: Machine> Reconciler<M> {
     /// Keeps the warnings about a family's tables that cannot be read up to date.
     pub(super) fn tell_unreadable(&mut self, plan: &FamilyPlan, dump: &Dump) {
         let ours = |name: &&String| plan.tables.iter().any(|table| table.name == name.as_str());
-        let now: Vec<String> =
-            dump.unreadable.iter().filter(ours).map(|table| peek::warning(plan.family, table)).collect();
+        let now: Vec<String> = dump
+            .unreadable
+            .iter()
+            .filter(ours)
+            .map(|table| peek::warning(plan.family, table, &dump.hidden))
+            .collect();
         let start = format!("{UNREADABLE} {} ", plan.family.as_str());
         self.report.warnings.retain(|line| !line.starts_with(&start) || now.contains(line));
         for line in now {

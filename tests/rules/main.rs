@@ -441,7 +441,18 @@ fn a_native_rule_before_our_jump_hides_it_and_nothing_is_captured_after_the_end(
         assert_eq!(jumps(), "1");
     }
     assert!(lab.routed.tcp("10.96.0.10:80").is_ok());
-    assert!(lab.node.block_on(reconciler.withdraw()).is_err(), "the jump stays, and that is said");
+    let warnings = reconciler.report().warnings;
+    assert!(
+        warnings.len() == 1
+            && warnings[0].contains("stands before our jump in PREROUTING and hides it")
+            && warnings[0].contains("`nft -a list table ip nat`"),
+        "{warnings:?}"
+    );
+    let error = lab.node.block_on(reconciler.withdraw()).unwrap_err().to_string();
+    for word in ["a native nft rule in ipv4 nat", "`nft -a list table ip nat`", "`edgesplice cleanup`"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    assert_eq!(reconciler.report().last_error, error);
     let chain = lab.node.sh("nft list chain ip nat EDGESPLICE");
     assert!(!chain.contains("redirect"), "{chain}");
     let handle = lab.node.sh("nft -a list chain ip nat PREROUTING | sed -n 's/.*maxseg.*handle //p'");
@@ -546,7 +557,8 @@ fn a_healthy_node_has_no_problems_and_a_killed_agent_is_found() {
         let lab = Lab::new();
         let settings =
             InterceptSettings { service_cidrs: vec!["10.96.0.0/16".parse().unwrap()], ..settings(backend) };
-        let look = || lab.node.block_on(rules::checkup(&settings, &settings.service_cidrs, None));
+        let known = rules::Known { ranges: settings.service_cidrs.clone(), ..rules::Known::default() };
+        let look = || lab.node.block_on(rules::checkup(&settings, &known));
         let find = || look().findings;
         let bad = |found: &[rules::Finding]| -> Vec<String> {
             let worst = found.iter().filter(|finding| finding.severity != rules::Severity::Info);
