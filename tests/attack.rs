@@ -372,11 +372,9 @@ fn a_lock_held_for_a_minute_is_reported_and_the_rules_mended_after_it() {
     scene.agent.wait_for("the all-clear", scene.soon, |status| status["rules"]["lastError"] == "");
 }
 
-/// Runs a shell line with a resolver configuration of its own in place of the machine's, and returns what came of it.
+/// Runs a shell line where `/etc` holds a resolver configuration and nothing else, and returns what came of it.
 fn with_resolver(node: &Node, resolv_conf: &str, line: &str) -> lab::Run {
-    let file = node.dir().join("resolv.conf");
-    fs::write(&file, resolv_conf).expect("a file");
-    let line = format!("mount --bind {} /etc/resolv.conf && {line}", file.display());
+    let line = format!("mount -t tmpfs none /etc && printf '{resolv_conf}' >/etc/resolv.conf && {line}");
     node.run(&["unshare", "-m", "sh", "-ec", &line])
 }
 
@@ -385,23 +383,25 @@ fn a_name_server_line_meant_for_this_agent_is_no_leftover() {
     let lab = Lab::new("resolver");
     let node = lab.node("a");
     let lines = "nameserver 169.254.96.16\nnameserver 192.0.2.1\n";
+    let given = lines.replace('\n', "\\n");
     let agent = |dns: &str| {
         let words = Agent::on(&node).backend("nft").args(&["--remove-stale", "--dns", dns]).line();
-        // Ended by itself once it has had its look and its rules.
-        format!("timeout -s TERM 4 {} 2>&1; cat /etc/resolv.conf", words.join(" "))
+        // Its look comes before it listens; once it is ready, it is ended.
+        let ready = "until curl -sf http://127.0.0.1:10265/readyz >/dev/null; do sleep 0.1; done";
+        format!("{} 2>&1 & {ready}; kill $!; wait $!; cat /etc/resolv.conf", words.join(" "))
     };
-    let run = with_resolver(&node, lines, &agent("auto"));
+    let run = with_resolver(&node, &given, &agent("auto"));
     assert!(run.stdout.contains("stopped") && run.stdout.ends_with(lines), "{}{}", run.stdout, run.stderr);
     assert!(!run.stdout.contains("169.254.96.16`"), "{}", run.stdout);
     // Without DNS of our own the line is what EdgeMesh left.
-    let run = with_resolver(&node, lines, &agent("off"));
+    let run = with_resolver(&node, &given, &agent("off"));
     assert!(run.stdout.ends_with("\nnameserver 192.0.2.1\n"), "{}{}", run.stdout, run.stderr);
     // So it is to `cleanup`, unless an agent runs.
     let cleanup = format!("{} cleanup -o json --dry-run", lab::PROGRAM);
-    let run = with_resolver(&node, lines, &cleanup);
+    let run = with_resolver(&node, &given, &cleanup);
     assert!(run.stdout.contains("`nameserver 169.254.96.16`: nothing answers DNS there"), "{}", run.stdout);
     let _agent = Agent::on(&node).backend("nft").start();
-    let run = with_resolver(&node, lines, &cleanup);
+    let run = with_resolver(&node, &given, &cleanup);
     assert!(run.stdout.contains("`nameserver 169.254.96.16` stays: this program answers"), "{}", run.stdout);
 }
 

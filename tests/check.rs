@@ -241,7 +241,7 @@ fn a_forward_chain_without_a_way_through_and_a_route_to_nowhere_are_found() {
     let lab = Lab::new("nowhere");
     let a = lab.node("a");
     restore(&a, "nft", "*filter\n:FORWARD DROP [0:0]\nCOMMIT\n");
-    a.ip("route add blackhole 10.96.0.0/16\n-6 route add unreachable fd00:10:96::/64\n");
+    a.ip("route add blackhole 10.96.0.0/16\nroute add unreachable fd00:10:96::/64\n");
     let mut found = check(&a, &[]);
     assert_eq!(
         found.ids(),

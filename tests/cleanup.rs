@@ -386,7 +386,7 @@ fn links_and_routes_of_edgemesh_go_and_others_stay() {
          ip link add edge-dummy0 type bridge; ip addr add 169.254.30.10/32 dev edge-dummy0",
     );
     space.load("nft", &fixture("f3"));
-    let done = space.cleanup(&[]).exits(0);
+    let done = space.cleanup(&[]).exits(2);
     let links = space.sh("ip -o link");
     assert!(!links.contains("edgemesh0") && !links.contains("edge_tun0"), "{links}");
     assert!(links.contains("edge-dummy0") && links.contains("edge0") && links.contains("docker0"), "{links}");
@@ -403,7 +403,7 @@ fn links_and_routes_of_edgemesh_go_and_others_stay() {
             "10.96.0.0/12 via 172.17.0.1 dev docker0: removed"
         ]
     );
-    let again = space.cleanup(&[]).exits(0);
+    let again = space.cleanup(&[]).exits(2);
     assert_eq!(again.items("links"), ["edge0: kept"]);
 }
 

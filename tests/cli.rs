@@ -225,9 +225,9 @@ fn the_printed_configuration_as_json_says_the_same() {
     let json = run(&[&given[..], &["-o", "json"]].concat());
     assert_eq!(json.status.code(), Some(0), "{}", stderr(&json));
     let value: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON and nothing else");
-    assert_eq!(value["proxy"]["drainTimeout"], "1m 30s");
+    assert_eq!(value["proxy"]["drainTimeout"], "1m30s");
     let path = dir.path().join("printed.json");
-    fs::write(&path, &json.stdout).expect("a file");
+    std::fs::write(&path, &json.stdout).expect("a file");
     let again = run(&["run", "--print-config", "--config", &path.display().to_string()]);
     assert_eq!(stdout(&again), stdout(&yaml), "{}", stderr(&again));
 }

@@ -64,7 +64,7 @@ pub fn own_servers(settings: &Settings) -> BTreeSet<IpAddr> {
 }
 
 fn options(settings: &Settings) -> Options {
-    Options { own_servers: own_servers(settings), ..Options::default() }
+    Options { own_servers: own_servers(settings), starting: true, ..Options::default() }
 }
 
 /// Who else works here, and which firewalls are in the way.

@@ -1,6 +1,5 @@
 //! `edgesplice cleanup`
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -86,8 +85,9 @@ fn request(args: &Args, settings: &Settings) -> Request {
             host_manual_rules: args.host_manual_rules,
             mesh_address: args.mesh_address,
             pod: false,
-            // While no agent runs, nobody answers there, and a line that leads there is dead like any other.
-            own_servers: if app::holder().is_some() { app::own_servers(settings) } else { BTreeSet::new() },
+            own_servers: app::own_servers(settings),
+            // Unless an agent runs already, nobody answers there, and a line that leads there is dead like any other.
+            starting: false,
         },
         dry_run: args.dry_run,
         backup: args

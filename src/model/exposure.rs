@@ -25,14 +25,10 @@ pub(super) fn here(local: &Local, own: Option<&Node>) -> Here {
         None => Vec::new(),
         Some(NodePortAddresses::Primary) => primary(local, own, &pods),
         Some(NodePortAddresses::Ranges(ranges)) => {
-            // Loopback and link-local addresses, the agent's own for DNS among them, only where they are asked for by
-            // themselves, not by 0.0.0.0/0.
+            // Loopback only where it is asked for by itself, not by 0.0.0.0/0.
             let fits = |ip: &&IpAddr| {
                 let mut ranges = ranges.iter().filter(|net| net.contains(*ip));
-                ranges.any(|net| {
-                    (!ip.is_loopback() || net.addr().is_loopback())
-                        && (!is_link_local(ip) || is_link_local(&net.addr()))
-                })
+                ranges.any(|net| !ip.is_loopback() || net.addr().is_loopback())
             };
             local.own_addresses.iter().filter(fits).copied().collect()
         }
@@ -40,18 +36,14 @@ pub(super) fn here(local: &Local, own: Option<&Node>) -> Here {
     Here { node_port_addresses, addresses: local.own_addresses.clone(), pods }
 }
 
-fn is_link_local(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(v4) => v4.is_link_local(),
-        IpAddr::V6(v6) => v6.is_unicast_link_local(),
-    }
-}
-
 /// Of each family the first of the Node's addresses that is on an interface; without a Node object the first address
 /// of an interface that is good beyond its link and no pod range's.
 fn primary(local: &Local, own: Option<&Node>, pods: &[ipnet::IpNet]) -> Vec<IpAddr> {
-    let beyond =
-        |ip: &IpAddr| !(ip.is_loopback() || is_link_local(ip) || pods.iter().any(|net| net.contains(ip)));
+    let beyond = |ip: &IpAddr| match ip {
+        _ if ip.is_loopback() || pods.iter().any(|net| net.contains(ip)) => false,
+        IpAddr::V4(v4) => !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local(),
+    };
     let of = |v4: bool| {
         let mut own_addresses = local.own_addresses.iter().filter(|ip| ip.is_ipv4() == v4);
         match own {

@@ -117,7 +117,7 @@ async fn rules(settings: &InterceptSettings, known: &Known, found: &mut Vec<Find
         // With the lock held, the probes would only wait for it.
         features(backend, detection.v6, found).await;
     }
-    let options = Options { own_servers: known.dns.clone(), ..Options::default() };
+    let options = Options { own_servers: known.dns.clone(), starting: true, ..Options::default() };
     match legacy::facts(&HostTools, &Roots::default(), &options).await {
         Ok(facts) => standing::judge(settings, backend, &known.ranges, (&facts, &options), found),
         Err(error) => found.push(Finding::new("unprobed", Warning, format!("{error:#}"), AS_ROOT)),

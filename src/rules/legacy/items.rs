@@ -29,11 +29,8 @@ pub(super) fn of_edgemesh(facts: &Facts, options: &Options, evidence: &Evidence,
             }
         })
         .collect();
-    plan.name_servers = facts
-        .resolver
-        .iter()
-        .flat_map(|file| judge_servers(file, facts, evidence, &options.own_servers))
-        .collect();
+    plan.name_servers =
+        facts.resolver.iter().flat_map(|file| judge_servers(file, facts, evidence, options)).collect();
 }
 
 /// Adds what this program left besides rules; with `busy` it stays. Says whether there was any.
@@ -158,8 +155,9 @@ fn judge_servers(
     file: &Resolver,
     facts: &Facts,
     evidence: &Evidence,
-    own: &BTreeSet<IpAddr>,
+    options: &Options,
 ) -> Vec<(IpAddr, Item)> {
+    let ours = facts.own_agent || options.starting;
     let bridges = facts.links.iter().filter(|link| LISTEN_LINKS.contains(&link.name.as_str()));
     let bridges: Vec<IpAddr> = bridges.flat_map(|link| link.addresses.iter().copied()).collect();
     let mut seen = BTreeSet::new();
@@ -168,7 +166,7 @@ fn judge_servers(
         .filter(|server| bridges.contains(server) || evidence.proxies.contains(server))
         .map(|server| {
             let line = format!("nameserver {server}");
-            let item = if own.contains(&server) {
+            let item = if ours && options.own_servers.contains(&server) {
                 Item::left(RESOLVER, format!("`{line}` stays: this program answers DNS there"))
             } else if file.answering.contains(&server) {
                 Item::left(RESOLVER, format!("`{line}` stays: something answers DNS there"))

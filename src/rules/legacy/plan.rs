@@ -17,8 +17,10 @@ pub struct Options {
     pub mesh_address: Option<IpAddr>,
     /// Look only for what older versions put into pods.
     pub pod: bool,
-    /// Where this program answers DNS, or is about to: `nameserver` lines with these addresses are meant for it.
+    /// Where this program answers DNS while it runs: `nameserver` lines with these addresses are meant for it.
     pub own_servers: BTreeSet<IpAddr>,
+    /// Whether it is about to.
+    pub starting: bool,
 }
 
 /// What is to go and what stays.
