@@ -1,7 +1,5 @@
 //! The reconciler against a machine in memory, with faults.
 
-use std::time::Duration;
-
 use super::*;
 use crate::model::{Audience, Door, Frontend, Protocol};
 use crate::rules::fake::{Fake, failure};
@@ -9,17 +7,10 @@ use crate::rules::{leftovers, names};
 
 fn settings(backend: IptablesBackend) -> InterceptSettings {
     InterceptSettings {
-        service_cidrs: Vec::new(),
         iptables_backend: backend,
-        remove_stale: false,
-        kubernetes_service: false,
-        coexist_with_kube_proxy: false,
-        service_proxy_name: String::new(),
-        node_ports: None,
-        external_ips: false,
-        sync_period: Duration::from_secs(2),
         own_mark: 2,
         refuse_mark: 1,
+        ..InterceptSettings::default()
     }
 }
 

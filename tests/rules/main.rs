@@ -33,17 +33,10 @@ const DEFAULT_DENY: &str = "*filter\n-A INPUT -m conntrack --ctstate RELATED,EST
 
 fn settings(backend: IptablesBackend) -> InterceptSettings {
     InterceptSettings {
-        service_cidrs: Vec::new(),
         iptables_backend: backend,
-        remove_stale: false,
-        kubernetes_service: false,
-        coexist_with_kube_proxy: false,
-        service_proxy_name: String::new(),
-        node_ports: None,
-        external_ips: false,
-        sync_period: Duration::from_secs(2),
         own_mark: OWN_MARK,
         refuse_mark: REFUSE_MARK,
+        ..InterceptSettings::default()
     }
 }
 

@@ -157,25 +157,8 @@ fn not_tracked(ruleset: &Ruleset, ranges: &[IpNet], found: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::IptablesBackend;
     use crate::rules::apply::Family;
     use crate::rules::legacy::Unreadable;
-
-    fn settings() -> InterceptSettings {
-        InterceptSettings {
-            service_cidrs: Vec::new(),
-            iptables_backend: IptablesBackend::Auto,
-            remove_stale: false,
-            kubernetes_service: false,
-            coexist_with_kube_proxy: false,
-            service_proxy_name: String::new(),
-            node_ports: None,
-            external_ips: false,
-            sync_period: std::time::Duration::from_secs(2),
-            own_mark: 2,
-            refuse_mark: 1,
-        }
-    }
 
     fn ruleset(backend: Backend, text: &str) -> Ruleset {
         let dump = Dump::parse(text).unwrap();
@@ -201,8 +184,11 @@ mod tests {
              -A EDGESPLICE -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n";
         let legacy = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -s 192.0.2.1/32 -j DROP\nCOMMIT\n";
         let both = || vec![ruleset(Backend::Nft, nft), ruleset(Backend::Legacy, legacy)];
-        assert_eq!(ids(&found(&settings(), &[], both())), ["mixed-backends", "kube-proxy", "own-leftovers"]);
-        let coexist = InterceptSettings { coexist_with_kube_proxy: true, ..settings() };
+        assert_eq!(
+            ids(&found(&InterceptSettings::default(), &[], both())),
+            ["mixed-backends", "kube-proxy", "own-leftovers"]
+        );
+        let coexist = InterceptSettings { coexist_with_kube_proxy: true, ..InterceptSettings::default() };
         assert_eq!(found(&coexist, &[], both())[1].severity, Warning);
         let shared = InterceptSettings { service_proxy_name: "edgesplice".to_owned(), ..coexist };
         assert_eq!(ids(&found(&shared, &[], both())), ["mixed-backends", "own-leftovers"]);
@@ -215,11 +201,11 @@ mod tests {
              -A PREROUTING -d 10.96.0.10/32 -p tcp -m tcp --dport 53 -j NOTRACK\n\
              -A PREROUTING -d 169.254.20.10/32 -p udp -m udp --dport 53 -j CT --notrack\nCOMMIT\n";
         let rulesets = || vec![ruleset(Backend::Nft, raw)];
-        let got = found(&settings(), &["10.96.0.0/12"], rulesets());
+        let got = found(&InterceptSettings::default(), &["10.96.0.0/12"], rulesets());
         assert_eq!(ids(&got), ["notrack"]);
         assert!(got[0].what.contains("10.96.0.10 "), "{}", got[0].what);
-        assert_eq!(ids(&found(&settings(), &[], rulesets())), ["notrack"]);
-        assert_eq!(ids(&found(&settings(), &["10.32.0.0/16"], rulesets())), [""; 0]);
+        assert_eq!(ids(&found(&InterceptSettings::default(), &[], rulesets())), ["notrack"]);
+        assert_eq!(ids(&found(&InterceptSettings::default(), &["10.32.0.0/16"], rulesets())), [""; 0]);
     }
 
     #[test]
@@ -227,7 +213,7 @@ mod tests {
         let mut odd = ruleset(Backend::Nft, "*nat\nCOMMIT\n");
         let unreadable = |table: &str| Unreadable { table: table.to_owned(), chains: Vec::new() };
         odd.unreadable = vec![unreadable("nat"), unreadable("inet-thing")];
-        let got = found(&settings(), &[], vec![odd]);
+        let got = found(&InterceptSettings::default(), &[], vec![odd]);
         assert_eq!(ids(&got), ["unreadable-table"]);
     }
 }
