@@ -116,6 +116,19 @@ fn tampering_is_repaired(backend: &str) {
     assert!(agent.status()["rules"]["repairsTotal"].as_u64() >= Some(1));
 }
 
+/// The agent's own address for DNS stands on `lo`, where the route to the ranges leads, or on a link of its own.
+#[test]
+fn a_process_of_the_host_comes_from_the_nodes_own_address() {
+    let lab = Lab::new("source");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let _server = Server::greeting(&b, 7000, "hello");
+    let _agent = Agent::on(&a).backend("nft").manifest("greet.json", &greet(&["192.168.77.2"])).start();
+    for to in ["10.96.0.50:80", "169.254.96.16:53"] {
+        let source = a.connect(to).expect("it is served").local_addr().expect("an address").ip();
+        assert_eq!(source.to_string(), if to.ends_with(":80") { "192.168.77.1" } else { "169.254.96.16" });
+    }
+}
+
 fn the_rule_count_does_not_grow(backend: &str) {
     let lab = Lab::new(&format!("count-{backend}"));
     let (a, b) = (lab.node("a"), lab.node("b"));
