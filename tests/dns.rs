@@ -337,6 +337,59 @@ fn foreign_names_are_relayed_kept_and_given_out_when_nobody_can_be_asked() {
     });
 }
 
+/// The cluster's own DNS is asked first while an endpoint of it answers, then the servers of the node, and never an
+/// address at which this agent itself answers.
+#[test]
+fn the_clusters_own_dns_is_asked_first_where_that_is_wished() {
+    let lab = Lab::new("dns-cluster");
+    let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let text = "apiVersion: edgesplice.io/v1alpha1\nkind: EdgespliceConfiguration\n\
+                dns: {upstreamFrom: kube-dns, upstreams: [192.168.77.3, 169.254.96.99]}\n";
+    std::fs::write(file.path(), text).expect("a configuration");
+    let mut dns =
+        objects::service("kube-dns", &[CLUSTER], &[("dns", 53, 53, "UDP"), ("dns-tcp", 53, 53, "TCP")]);
+    dns["metadata"]["namespace"] = json!("kube-system");
+    let with = |addresses: &[&str]| {
+        let mut slice = objects::slice("kube-dns", &[("dns", 53, "UDP"), ("dns-tcp", 53, "TCP")], addresses);
+        slice["metadata"]["namespace"] = json!("kube-system");
+        objects::list([dns.clone(), slice])
+    };
+    let config = file.path().display().to_string();
+    let agent = Agent::on(&a)
+        .backend("nft")
+        .args(&["--config", &config])
+        // The second endpoint is the cluster's own DNS address once more.
+        .manifest("cluster.json", &with(&["192.168.77.2", CLUSTER]))
+        .start();
+    let (cluster, node) = (example(&b), example(&c));
+    for n in 0..4 {
+        assert_eq!(dig(&a, OWN, &[&format!("n{n}.example.test")]).status, "NXDOMAIN", "{}", agent.log());
+    }
+    assert_eq!((cluster.taken(), node.taken()), (4, 0), "{}", agent.log());
+    let status = agent.status();
+    let listed: Vec<_> = status["dns"]["upstreams"].as_array().expect("a list").iter().collect();
+    assert_eq!(listed[0], &json!({"address": "192.168.77.2:53", "up": true}), "{status}");
+    assert!(!status["dns"]["upstreams"].to_string().contains(CLUSTER), "{status}");
+
+    // It dies: answers come from the node's server, none is lost.
+    drop(cluster);
+    for n in 0..6 {
+        let dug = dig(&a, OWN, &[&format!("m{n}.example.test")]);
+        assert_eq!(dug.status, "NXDOMAIN", "{}\n{}", dug.text, agent.log());
+    }
+    // Its endpoint moves: followed.
+    let asked = node.taken();
+    let _back = example(&b);
+    agent.write("cluster.json", &with(&["192.168.77.3"]));
+    eventually("the new endpoint", Duration::from_secs(10), || {
+        let status = agent.status();
+        (status["dns"]["upstreams"][0]["address"] == "192.168.77.3:53").then_some(())
+    });
+    assert_eq!(dig(&a, OWN, &["last.example.test"]).status, "NXDOMAIN");
+    assert_eq!(node.taken(), asked + 1);
+}
+
 #[test]
 fn a_silent_server_costs_two_seconds_at_most_and_a_loop_is_none() {
     // Nobody answers at the first address, and the second leads back here.

@@ -6,6 +6,7 @@
 mod check;
 mod control;
 mod data;
+mod doors;
 mod health_ports;
 mod instance;
 mod names;

@@ -72,6 +72,11 @@ impl Forwarder {
         }
     }
 
+    /// The servers, each with whether it answers.
+    pub fn upstreams(&self) -> Vec<(SocketAddr, bool)> {
+        self.servers.all(Instant::now())
+    }
+
     /// The answer to `query`; `None` if there is none to be had. `tcp`: it may be as long as it likes.
     pub async fn ask(self: &Arc<Self>, query: &Query, tcp: bool) -> Option<Arc<Kept>> {
         let dnssec = query.edns.is_some_and(|edns| edns.dnssec);

@@ -101,6 +101,7 @@ mod tests {
             listen: vec![([169, 254, 96, 16], 53).into()],
             domain: "cluster.local".to_owned(),
             upstreams: Vec::new(),
+            upstream_from: crate::config::UpstreamFrom::Node,
         };
         judge(&settings, resolv_conf, local, resolved).into_iter().map(|finding| finding.id).collect()
     }

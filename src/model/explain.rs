@@ -16,8 +16,7 @@ use target::{Host, PortWord, Target};
 pub use target::TargetError;
 
 use super::types::{
-    Backend, BackendSet, Excluded, Exclusion, Frontend, Mode, PortId, Protocol, ServiceId, ServicePort,
-    Snapshot,
+    Backend, BackendSet, Excluded, Exclusion, Frontend, PortId, Protocol, ServiceId, ServicePort, Snapshot,
 };
 
 /// What the running agent knows of a backend beyond the snapshot.
@@ -303,12 +302,6 @@ impl Explain<'_> {
             return (Verdict::Refused, no_backend(port, set));
         }
         let count = set.eligible.len();
-        if port.mode == Mode::Udp {
-            let why = format!(
-                "UDP is not intercepted yet, so the datagrams are refused; {count} backends could be used"
-            );
-            return (Verdict::Refused, why);
-        }
         let ejected = |b: &&Backend| (self.live)(&port.id, b).is_some_and(|l| l.ejected.is_some());
         let out = set.eligible.iter().filter(ejected).count();
         let plural = if count == 1 { "backend" } else { "backends" };

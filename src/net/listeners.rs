@@ -1,4 +1,4 @@
-//! Where processes of this network namespace listen over TCP.
+//! Where processes of this network namespace listen over TCP, and take datagrams.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -7,19 +7,47 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// State `LISTEN` in `/proc/net/tcp` (`TCP_LISTEN` in `include/net/tcp_states.h`).
 const LISTEN: &str = "0A";
+/// State `TCP_CLOSE`, which in `/proc/net/udp` is that of sockets without a peer.
+const NO_PEER: &str = "07";
 
 /// The addresses of all TCP listeners.
 pub fn tcp() -> io::Result<BTreeSet<SocketAddr>> {
     let mut found = BTreeSet::new();
-    for name in ["tcp", "tcp6"] {
+    each("tcp", |file| read(file, &mut found))?;
+    Ok(found)
+}
+
+/// The addresses of all UDP sockets without a peer, each with the socket's number, as `/proc/PID/fd` names it.
+pub fn udp() -> io::Result<Vec<(SocketAddr, u64)>> {
+    let mut found = Vec::new();
+    each("udp", |file| {
+        for line in file.lines().skip(1) {
+            found.extend(without_peer(&line?));
+        }
+        Ok(())
+    })?;
+    Ok(found)
+}
+
+/// Opens the kernel's tables of both families, one after the other.
+fn each(name: &str, mut work: impl FnMut(BufReader<File>) -> io::Result<()>) -> io::Result<()> {
+    for name in [name.to_owned(), format!("{name}6")] {
         match File::open(format!("/proc/thread-self/net/{name}")) {
-            Ok(file) => read(BufReader::new(file), &mut found)?,
-            // A kernel without IPv6 has no `tcp6`.
+            Ok(file) => work(BufReader::new(file))?,
+            // A kernel without IPv6 has no `tcp6` and no `udp6`.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             Err(e) => return Err(e),
         }
     }
-    Ok(found)
+    Ok(())
+}
+
+/// A line of `/proc/net/udp` about a socket without a peer.
+fn without_peer(line: &str) -> Option<(SocketAddr, u64)> {
+    let mut words = line.split_whitespace().skip(1);
+    let local = words.next()?;
+    (words.nth(1)? == NO_PEER).then_some(())?;
+    Some((address(local)?, words.nth(5)?.parse().ok()?))
 }
 
 /// Reads the listeners, which the kernel lists before all other sockets: a node may have very many of those.
@@ -74,6 +102,18 @@ mod tests {
         assert_eq!(found, BTreeSet::from(["127.0.0.1:10309".parse().unwrap()]));
         assert_eq!(address("00000000000000000000000000000000:0050"), Some("[::]:80".parse().unwrap()));
         assert_eq!(address("junk"), None);
+    }
+
+    #[test]
+    fn finds_sockets_for_datagrams_and_passes_over_those_with_a_peer() {
+        for at in ["127.0.0.1:0", "[::1]:0"] {
+            let socket = std::net::UdpSocket::bind(at).unwrap();
+            let own = socket.local_addr().unwrap();
+            let there = || udp().unwrap().into_iter().find(|(addr, _)| *addr == own);
+            assert!(there().is_some_and(|(_, inode)| inode > 0), "{own}");
+            socket.connect(own).unwrap();
+            assert_eq!(there(), None);
+        }
     }
 
     #[test]

@@ -64,9 +64,8 @@ fn every_kind_of_target_gets_its_verdict() {
         ("web.default.svc.cluster.local:80", Proxied, Some("10.96.0.1:80"), ""),
         ("web.default.svc.cluster.local.:80", Proxied, Some("10.96.0.1:80"), ""),
         ("web", Proxied, Some("10.96.0.1:80"), "several ports, 53/UDP (dns), 80/TCP (http)"),
-        // UDP is refused until it is intercepted.
-        ("10.96.0.1:53/udp", Refused, Some("10.96.0.1:53"), "UDP is not intercepted yet"),
-        ("web:53/UDP", Refused, Some("10.96.0.1:53"), "UDP is not intercepted yet"),
+        ("10.96.0.1:53/udp", Proxied, Some("10.96.0.1:53"), "may be picked"),
+        ("web:53/UDP", Proxied, Some("10.96.0.1:53"), "may be picked"),
         // A port or protocol that the Service does not have.
         (
             "10.96.0.1:81",

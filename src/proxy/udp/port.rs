@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
-use crate::balance::{Tick, Upstream};
+use crate::balance::{Lease, Tick, Upstream};
 use crate::model::Frontend;
 use crate::net::sock;
 
@@ -102,8 +102,9 @@ impl Port {
 
     /// Begins a flow: picks a backend and connects a socket to it.
     fn begin(self: &Arc<Self>, client: SocketAddr, shared: &Arc<Shared>) -> Result<Arc<Session>, String> {
-        let upstream = shared.upstreams.lookup(&self.frontend).ok_or("no service port is offered there")?;
-        let pool = upstream.pool(self.frontend.ip);
+        let route = shared.upstreams.route(&self.frontend, client.ip());
+        let (upstream, via) = route.ok_or("no service port is offered there to that client")?;
+        let pool = upstream.pool_via(via, self.frontend.ip);
         let now = shared.upstreams.now();
         let mut tried: Vec<usize> =
             self.avoided(now).and_then(|addr| pool.position(addr)).into_iter().collect();
@@ -120,14 +121,16 @@ impl Port {
             };
             tried.push(index);
             let endpoint = &pool.endpoints()[index];
-            if (shared.guard)(endpoint.addr) {
+            // At a node port of this node, this program itself would be the backend's client, over and over.
+            let at = Frontend { ip: endpoint.addr.ip(), port: endpoint.addr.port(), ..self.frontend };
+            if (shared.guard)(endpoint.addr) || shared.upstreams.is_offered(&at) {
                 "it would lead back here".clone_into(&mut last);
                 continue;
             }
             match sock::udp_connect(endpoint.addr, shared.own_mark).and_then(UdpSocket::from_std) {
                 Ok(socket) => {
                     self.make_room(shared)?;
-                    return Ok(self.enter(client, socket, &upstream, index, shared));
+                    return Ok(self.enter(client, socket, &upstream, endpoint.lease(), shared));
                 }
                 Err(e) => {
                     if sock::is_shortage(&e) {
@@ -163,10 +166,9 @@ impl Port {
         client: SocketAddr,
         socket: UdpSocket,
         upstream: &Arc<Upstream>,
-        index: usize,
+        lease: Lease,
         shared: &Arc<Shared>,
     ) -> Arc<Session> {
-        let lease = upstream.pool(self.frontend.ip).endpoints()[index].lease();
         let now = shared.upstreams.now();
         let session =
             Arc::new(Session::new(client, socket, Arc::clone(upstream), lease, Arc::clone(shared), now));
@@ -206,13 +208,12 @@ impl Port {
         unreachable.filter(|(_, at)| now < at.after(AVOID)).map(|(addr, _)| addr)
     }
 
-    /// Ends the flows whose backend is gone.
+    /// Ends the flows whose backend is gone, or is not for their client any more.
     pub(super) fn prune(&self, shared: &Shared) {
-        let upstream = shared.upstreams.lookup(&self.frontend);
-        self.lock().retain(|_, entry| {
-            upstream.as_ref().is_some_and(|upstream| {
+        self.lock().retain(|client, entry| {
+            shared.upstreams.route(&self.frontend, client.ip()).is_some_and(|(upstream, via)| {
                 entry.session.belongs_to(&upstream.port.id)
-                    && upstream.pool(self.frontend.ip).position(entry.session.backend()).is_some()
+                    && upstream.pool_via(via, self.frontend.ip).position(entry.session.backend()).is_some()
             })
         });
     }
