@@ -139,7 +139,7 @@ impl Proxy {
                 destination: Arc::new(sock::original_dst),
                 guard: Arc::new(|_| false),
                 takeover: Arc::new(|_| None),
-                dialer: TcpDialer { mark: own_mark },
+                dialer: TcpDialer { mark: own_mark, speaks_first: false },
                 pipes: PipePool::new(usize::try_from(max_pipes).unwrap_or(usize::MAX)),
                 killed: AtomicBool::new(false),
                 kill: Notify::new(),
