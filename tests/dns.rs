@@ -458,6 +458,44 @@ fn hostile_packets_are_refused_or_dropped_and_hurt_nobody() {
     assert_eq!(dig(&scene.bridged, OWN, &["web.default.svc.cluster.local"]).status, "NOERROR");
 }
 
+/// `check` with files of its own in place of the machine's: the chain of a good node, and of one that goes past us.
+#[test]
+fn check_follows_the_chain_and_prints_the_line_to_change() {
+    let lab = Lab::new("dns-check");
+    let (a, _other) = (lab.node("a"), lab.node("b"));
+    let _agent = Agent::on(&a).backend("nft").manifest("cluster.json", &manifest()).start();
+    let check = |resolv_conf: &str, cluster_dns: &str| -> Vec<(String, String)> {
+        let script = format!(
+            "mount -t tmpfs none /var/lib && mkdir /var/lib/kubelet && \
+             printf 'clusterDomain: cluster.local\\nclusterDNS: [{cluster_dns}]\\n' >/var/lib/kubelet/config.yaml && \
+             printf '{resolv_conf}' >/var/lib/resolv && mount --bind /var/lib/resolv /etc/resolv.conf && \
+             printf 'hosts: files dns\\n' >/var/lib/nss && mount --bind /var/lib/nss /etc/nsswitch.conf && \
+             {} check -o json --service-cidr 10.96.0.0/16 --state-dir {}",
+            lab::PROGRAM,
+            lab.dir().display(),
+        );
+        let run = a.run(&["unshare", "-m", "sh", "-ec", &script]);
+        let found: Value =
+            serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", run.stderr));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let list = found.as_array().expect("a list").iter();
+        let all = list.map(|one| (text(&one["id"]), text(&one["mend"])));
+        all.filter(|(id, _)| id.starts_with("dns")).collect()
+    };
+    let good = "nameserver 169.254.96.16\\nnameserver 192.0.2.1\\n";
+    assert_eq!(check(good, "10.96.0.10"), []);
+    assert_eq!(check(good, OWN), []);
+    let found = check("nameserver 192.0.2.1\\n", "192.0.2.1");
+    let ids: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+    assert_eq!(ids, ["dns-pods", "dns-resolv-conf"]);
+    assert!(found[0].1.contains("/var/lib/kubelet/config.yaml: `clusterDNS: [169.254.96.16]`"), "{found:?}");
+    assert!(found[1].1.contains("first line of /etc/resolv.conf: `nameserver 169.254.96.16`"), "{found:?}");
+    // Someone has the cluster's own DNS address on this machine.
+    a.ip("addr add 10.96.0.10/32 dev lo\n");
+    let found = check(good, OWN);
+    assert_eq!(found[0].0, "dns-node-local", "{found:?}");
+}
+
 #[test]
 fn off_means_off_and_the_end_leaves_nothing() {
     let lab = Lab::new("dns-end");

@@ -13,7 +13,7 @@ use crate::dns;
 use crate::obs::api::{Finding, Severity};
 use crate::rules;
 
-use super::offline;
+use super::{instance, offline};
 
 /// What a look at the machine brought.
 #[derive(Clone, Debug, Default)]
@@ -46,7 +46,7 @@ pub fn check(settings: &Settings) -> anyhow::Result<Checkup> {
         }
         let rules = rules::checkup(&settings.intercept, &ranges).await;
         findings.extend(rules.findings.into_iter().map(from_rules));
-        findings.extend(dns::probe::findings(&settings.dns).await);
+        findings.extend(dns::probe::findings(&settings.dns, &ranges, instance::holder().is_some()).await);
         findings.extend(ports::check(settings));
         findings.extend(disk::check(&settings.state_dir));
         findings.extend(clock::check().await);
