@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::balance::{Lease, Tick, Upstream};
 use crate::model::Frontend;
+use crate::net::datagram::{self, Bunch};
 use crate::net::sock;
 
 use super::session::{Entry, Session};
@@ -40,6 +41,7 @@ pub(super) struct Port {
 impl Port {
     /// Must be called inside the runtime that is to serve it.
     pub(super) fn new(frontend: Frontend, socket: StdSocket) -> io::Result<Self> {
+        datagram::take_bunches(&socket);
         Ok(Self {
             frontend,
             socket: UdpSocket::from_std(socket)?,
@@ -68,25 +70,27 @@ impl Port {
     fn take_batch(self: &Arc<Self>, shared: &Arc<Shared>) -> bool {
         with_buffer(|buffer| {
             for _ in 0..BATCH {
-                match self.socket.try_recv_from(buffer) {
-                    Ok((length, client)) => self.pass_on(client, &buffer[..length], shared),
+                match datagram::receive(&self.socket, buffer) {
+                    Ok((length, size, Some(client))) => {
+                        self.pass_on(client, Bunch { bytes: &buffer[..length], size }, shared);
+                    }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
                     // An error that some client's host reported about an answer; taken off the socket with this.
-                    Err(_) => {}
+                    Ok((_, _, None)) | Err(_) => {}
                 }
             }
             true
         })
     }
 
-    fn pass_on(self: &Arc<Self>, client: SocketAddr, datagram: &[u8], shared: &Arc<Shared>) {
+    fn pass_on(self: &Arc<Self>, client: SocketAddr, bunch: Bunch<'_>, shared: &Arc<Shared>) {
         for _ in 0..TRIES {
             let known = self.lock().get(&client).map(|entry| Arc::clone(&entry.session));
             let session = match known.map_or_else(|| self.begin(client, shared), Ok) {
                 Ok(session) => session,
                 Err(why) => return shared.dropped(client, &why),
             };
-            match session.send(datagram, shared) {
+            match session.send(bunch, shared) {
                 Ok(()) => return,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     return shared.dropped(client, "the backend's socket is full");
@@ -129,6 +133,7 @@ impl Port {
             }
             match sock::udp_connect(endpoint.addr, shared.own_mark).and_then(UdpSocket::from_std) {
                 Ok(socket) => {
+                    datagram::take_bunches(&socket);
                     self.make_room(shared)?;
                     return Ok(self.enter(client, socket, &upstream, endpoint.lease(), shared));
                 }
@@ -179,8 +184,8 @@ impl Port {
     }
 
     /// Sends an answer to a client.
-    pub(super) fn answer(&self, client: SocketAddr, datagram: &[u8]) -> io::Result<usize> {
-        self.socket.try_send_to(datagram, client)
+    pub(super) fn answer(&self, client: SocketAddr, bunch: Bunch<'_>) -> io::Result<usize> {
+        datagram::send(&self.socket, bunch, Some(client))
     }
 
     /// Ends a flow whose backend cannot be reached, and remembers that for the next ones.

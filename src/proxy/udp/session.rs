@@ -12,6 +12,8 @@ use tokio::task::AbortHandle;
 use crate::balance::{Lease, Tick, Upstream};
 use crate::model::PortId;
 
+use crate::net::datagram::{self, Bunch};
+
 use super::port::Port;
 use super::{Shared, with_buffer};
 
@@ -84,15 +86,9 @@ impl Session {
         self.lease.endpoint().failed(now, &self.upstream.ejection);
     }
 
-    /// Passes a datagram on to the backend.
-    pub(super) fn send(&self, datagram: &[u8], shared: &Shared) -> io::Result<()> {
-        let sent = match self.socket.try_send(datagram) {
-            // tokio has yet to hear that a new socket is writable; the kernel knows.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                socket2::SockRef::from(&self.socket).send(datagram)?
-            }
-            other => other?,
-        };
+    /// Passes datagrams on to the backend.
+    pub(super) fn send(&self, bunch: Bunch<'_>, shared: &Shared) -> io::Result<()> {
+        let sent = datagram::send(&self.socket, bunch, None)?;
         self.upstream.counters.bytes_in.fetch_add(sent as u64, Relaxed);
         self.last.store(shared.upstreams.now().0, Relaxed);
         if self.answered.load(Relaxed) {
@@ -124,8 +120,8 @@ impl Session {
     fn take_batch(&self, port: &Port, shared: &Shared) -> io::Result<bool> {
         with_buffer(|buffer| {
             for _ in 0..BATCH {
-                let length = match self.socket.try_recv(buffer) {
-                    Ok(length) => length,
+                let (length, size) = match datagram::receive(&self.socket, buffer) {
+                    Ok((length, size, _)) => (length, size),
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
                     Err(e) => return Err(e),
                 };
@@ -134,7 +130,7 @@ impl Session {
                 if !self.answered.swap(true, Relaxed) {
                     self.lease.endpoint().answered(now);
                 }
-                match port.answer(self.client, &buffer[..length]) {
+                match port.answer(self.client, Bunch { bytes: &buffer[..length], size }) {
                     Ok(_) => _ = self.upstream.counters.bytes_out.fetch_add(length as u64, Relaxed),
                     Err(_) => shared.dropped(self.client, "the answer cannot be sent"),
                 }
