@@ -490,6 +490,10 @@ fn check_follows_the_chain_and_prints_the_line_to_change() {
     assert_eq!(ids, ["dns-pods", "dns-resolv-conf"]);
     assert!(found[0].1.contains("/var/lib/kubelet/config.yaml: `clusterDNS: [169.254.96.16]`"), "{found:?}");
     assert!(found[1].1.contains("first line of /etc/resolv.conf: `nameserver 169.254.96.16`"), "{found:?}");
+    // A VPN has made the kernel ask for the way back by mark.
+    a.sysctl("net/ipv4/conf/all/src_valid_mark", "1");
+    let found = a.edgesplice(&["check", "--dns", "off"]).stdout;
+    assert!(found.contains("sysctl -w net.ipv4.conf.all.src_valid_mark=0"), "{found}");
     // Someone has the cluster's own DNS address on this machine.
     a.ip("addr add 10.96.0.10/32 dev lo\n");
     let found = check(good, OWN);

@@ -190,6 +190,59 @@ fn an_unreachable_backend_is_left_for_another() {
     assert!(scene.agent.status()["proxy"]["udpUnreachableTotal"].as_u64() >= Some(1));
 }
 
+/// A host that is gone sends nothing back at all; the node's own kernel finds out, and the flow goes elsewhere.
+#[test]
+fn a_backend_whose_host_is_gone_is_left_for_another() {
+    let v4 = ["192.168.77.99", "192.168.77.2"];
+    let v6 = ["fd77::99", "fd77::2"];
+    let manifest = objects::list(service("half", &["10.96.0.53", "fd00:10:96::53"], 7002, &v4, &v6));
+    let scene = Scene::new("gone", "nft", true, &manifest);
+    let _live = Datagrams::named(&scene.b, 7002, "b");
+    let to = ["10.96.0.53:5000", "[fd00:10:96::53]:5000"];
+    let sockets: Vec<UdpSocket> = (0..12).map(|n| scene.routed.udp_from(0, to[n % 2])).collect();
+    for (n, socket) in sockets.iter().enumerate() {
+        socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
+        eventually(&format!("flow {n} to {}", to[n % 2]), Duration::from_secs(30), || ask(socket, b"?").ok());
+    }
+    let service = scene.agent.service("half");
+    let failures = |address: &str| {
+        let backends = service["backends"].as_array().expect("a list");
+        let one = backends.iter().find(|b| b["address"] == address);
+        one.and_then(|b| b["failuresTotal"].as_u64()).unwrap_or(0)
+    };
+    assert!(failures("192.168.77.99:7002") + failures("[fd77::99]:7002") > 0, "{service}");
+}
+
+/// The way to the backend takes smaller packets than the node's own link, and says so: the flow goes on.
+#[test]
+fn a_narrow_way_does_not_end_a_flow() {
+    let lab = Lab::new("udp-narrow");
+    let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));
+    let pod = a.pod("pod");
+    // a → b → c, the second link narrower.
+    let (_, far) = b.wire(&c);
+    b.ip("link set wire2to3 mtu 1300\n");
+    c.ip("link set wire2to3 mtu 1300\nroute add 10.244.1.0/24 via 192.168.78.9\n");
+    let back = format!("route replace 192.168.77.1/32 via {}\n", far.replace(".10", ".9"));
+    c.ip(&back);
+    a.ip(&format!("route add {far}/32 via 192.168.77.2\n"));
+    let manifest = objects::list(service("echo", &["10.96.0.50"], 7000, &[&far], &[]));
+    let agent = Agent::on(&a).backend("nft").manifest("cluster.json", &manifest).start();
+    let _echo = Datagrams::echo(&c, 7000);
+    let socket = pod.udp_from(0, ECHO);
+    assert_eq!(ask(&socket, b"small"), Ok(b"small".to_vec()), "{}", agent.log());
+    let large = vec![9; 1_400];
+    // The first is lost to the discovery.
+    eventually("a large one", Duration::from_secs(20), || {
+        (ask(&socket, &large).as_ref() == Ok(&large)).then_some(())
+    });
+    let service = agent.service("echo");
+    assert_eq!(
+        (&service["connectionsTotal"], &service["backends"][0]["failuresTotal"]),
+        (&json!(1), &json!(0))
+    );
+}
+
 #[test]
 fn affinity_holds_a_client_to_its_backend() {
     let mut list = service("pinned", &["10.96.0.54"], 7003, &["192.168.77.1", "192.168.77.2"], &[]);
@@ -224,6 +277,42 @@ fn many_clients_at_once_get_each_their_own_answer() {
     }
     let status = scene.agent.status();
     assert_eq!(status["proxy"]["udpFlows"], 2_000, "{status}");
+}
+
+/// Many datagrams handed to the kernel at once, as QUIC does: they arrive one by one, unchanged, and so do the answers,
+/// also where they cannot travel together because the way to the backend takes smaller packets.
+#[test]
+fn bunches_keep_their_boundaries() {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let ips = ["10.96.0.50", "fd00:10:96::50"];
+    let manifest = objects::list(service("echo", &ips, 7000, &["192.168.77.2"], &["fd77::2"]));
+    let scene = Scene::new("bunch", "nft", true, &manifest);
+    let _echo = Datagrams::echo(&scene.b, 7000);
+    for mtu in ["1500", "1300"] {
+        scene.a.ip(&format!("link set eth0 mtu {mtu}\n"));
+        for (place, client) in scene.clients() {
+            for to in [ECHO, ECHO_V6] {
+                let socket = client.udp_from(0, to);
+                setsockopt(&socket, sockopt::UdpGsoSegment, &1_200).expect("the kernel has bunches");
+                for (count, size) in [(16, 1_200), (3, 1_200), (1, 700)] {
+                    // The last of each is shorter.
+                    let total = count * size - 100;
+                    let bytes: Vec<u8> = (0..total).map(|n| u8::try_from(n % 251).unwrap_or(0)).collect();
+                    socket.send(&bytes).unwrap_or_else(|e| panic!("from {place} to {to}: {e}"));
+                    for expected in bytes.chunks(1_200) {
+                        let mut answer = vec![0; 2_048];
+                        let length = socket.recv(&mut answer).unwrap_or_else(|e| {
+                            panic!(
+                                "from {place} to {to}, {total} bytes, mtu {mtu}: {e}\n{}",
+                                scene.agent.log()
+                            )
+                        });
+                        assert!(answer[..length] == *expected, "from {place} to {to}: {length} bytes");
+                    }
+                }
+            }
+        }
+    }
 }
 
 #[test]

@@ -48,6 +48,21 @@ pub fn take_bunches(socket: &impl AsFd) {
     let _ = setsockopt(&socket.as_fd(), sockopt::UdpGroSegment, &true);
 }
 
+/// Makes a socket with a peer tell of every word from the network that the peer cannot be reached: without, Linux
+/// tells of closed ports, and not of hosts that are gone.
+pub fn tell_errors(socket: &impl AsFd) {
+    let socket = socket.as_fd();
+    let _ = setsockopt(&socket, sockopt::Ipv4RecvErr, &true);
+    let _ = setsockopt(&socket, sockopt::Ipv6RecvErr, &true);
+}
+
+/// Takes the words about errors off a socket of [`tell_errors`] that is to live on: they take up room there.
+pub fn forget_errors(socket: &impl AsFd) {
+    let socket = SockRef::from(socket);
+    let mut rest = [std::mem::MaybeUninit::uninit(); 8];
+    while socket.recv_with_flags(&mut rest, MsgFlags::MSG_ERRQUEUE.bits()).is_ok() {}
+}
+
 /// Takes what has arrived into `buffer`: how many bytes, of what size each datagram is, and from whom; `None` if the
 /// socket has a peer. Never waits.
 pub fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> io::Result<(usize, usize, Option<SocketAddr>)> {

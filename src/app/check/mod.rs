@@ -5,6 +5,7 @@
 
 mod clock;
 mod disk;
+mod marks;
 mod ports;
 mod reach;
 
@@ -47,6 +48,7 @@ pub fn check(settings: &Settings) -> anyhow::Result<Checkup> {
         let rules = rules::checkup(&settings.intercept, &ranges).await;
         findings.extend(rules.findings.into_iter().map(from_rules));
         findings.extend(dns::probe::findings(&settings.dns, &ranges, instance::holder().is_some()).await);
+        findings.extend(marks::check());
         findings.extend(ports::check(settings));
         findings.extend(disk::check(&settings.state_dir));
         findings.extend(clock::check().await);

@@ -134,6 +134,7 @@ impl Port {
             match sock::udp_connect(endpoint.addr, shared.own_mark).and_then(UdpSocket::from_std) {
                 Ok(socket) => {
                     datagram::take_bunches(&socket);
+                    datagram::tell_errors(&socket);
                     self.make_room(shared)?;
                     return Ok(self.enter(client, socket, &upstream, endpoint.lease(), shared));
                 }

@@ -13,6 +13,7 @@ use crate::balance::{Lease, Tick, Upstream};
 use crate::model::PortId;
 
 use crate::net::datagram::{self, Bunch};
+use crate::net::sock;
 
 use super::port::Port;
 use super::{Shared, with_buffer};
@@ -88,7 +89,14 @@ impl Session {
 
     /// Passes datagrams on to the backend.
     pub(super) fn send(&self, bunch: Bunch<'_>, shared: &Shared) -> io::Result<()> {
-        let sent = datagram::send(&self.socket, bunch, None)?;
+        let sent = match datagram::send(&self.socket, bunch, None) {
+            // News of the way's smaller packets, and not about this datagram: the kernel now knows, and cuts it up.
+            Err(e) if sock::is_too_large(&e) => {
+                datagram::forget_errors(&self.socket);
+                datagram::send(&self.socket, bunch, None)?
+            }
+            sent => sent?,
+        };
         self.upstream.counters.bytes_in.fetch_add(sent as u64, Relaxed);
         self.last.store(shared.upstreams.now().0, Relaxed);
         if self.answered.load(Relaxed) {
@@ -123,6 +131,10 @@ impl Session {
                 let (length, size) = match datagram::receive(&self.socket, buffer) {
                     Ok((length, size, _)) => (length, size),
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    Err(e) if sock::is_too_large(&e) => {
+                        datagram::forget_errors(&self.socket);
+                        continue;
+                    }
                     Err(e) => return Err(e),
                 };
                 let now = shared.upstreams.now();
