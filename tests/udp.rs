@@ -199,11 +199,14 @@ fn a_backend_whose_host_is_gone_is_left_for_another() {
     let scene = Scene::new("gone", "nft", true, &manifest);
     let _live = Datagrams::named(&scene.b, 7002, "b");
     let to = ["10.96.0.53:5000", "[fd00:10:96::53]:5000"];
-    let sockets: Vec<UdpSocket> = (0..12).map(|n| scene.routed.udp_from(0, to[n % 2])).collect();
-    for (n, socket) in sockets.iter().enumerate() {
-        socket.set_read_timeout(Some(Duration::from_millis(100))).expect("a timeout");
-        eventually(&format!("flow {n} to {}", to[n % 2]), Duration::from_secs(30), || ask(socket, b"?").ok());
+    let mut waiting: Vec<UdpSocket> = (0..12).map(|n| scene.routed.udp_from(0, to[n % 2])).collect();
+    for socket in &waiting {
+        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
     }
+    eventually("every flow is answered", Duration::from_mins(1), || {
+        waiting.retain(|socket| ask(socket, b"?").is_err());
+        waiting.is_empty().then_some(())
+    });
     let service = scene.agent.service("half");
     let failures = |address: &str| {
         let backends = service["backends"].as_array().expect("a list");
@@ -277,6 +280,29 @@ fn many_clients_at_once_get_each_their_own_answer() {
     }
     let status = scene.agent.status();
     assert_eq!(status["proxy"]["udpFlows"], 2_000, "{status}");
+}
+
+/// With all places taken, a new flow takes that of one that has been silent, and loses nothing.
+#[test]
+fn a_new_flow_finds_a_place_when_all_are_taken() {
+    let manifest = objects::list(service("echo", &["10.96.0.50"], 7000, &["192.168.77.2"], &[]));
+    let lab = Lab::new("udp-places");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let agent = Agent::on(&a)
+        .backend("nft")
+        .wrapped(&["prlimit", "--nofile=1600:1600"])
+        .manifest("cluster.json", &manifest)
+        .start();
+    let _echo = Datagrams::echo(&b, 7000);
+    // An eighth of the descriptors are flows at most.
+    let pod = a.pod("pod");
+    let sockets: Vec<UdpSocket> = (0..500).map(|_| pod.udp_from(0, ECHO)).collect();
+    for (n, socket) in sockets.iter().enumerate() {
+        assert_eq!(ask(socket, b"?"), Ok(b"?".to_vec()), "flow {n}\n{}", agent.log());
+    }
+    let status = agent.status();
+    assert_eq!(status["proxy"]["udpFlows"], 200, "{status}");
+    assert_eq!(status["proxy"]["udpDroppedTotal"], 0, "{status}");
 }
 
 /// Many datagrams handed to the kernel at once, as QUIC does: they arrive one by one, unchanged, and so do the answers,

@@ -39,7 +39,7 @@ pub(super) struct Session {
     stream: AtomicBool,
 }
 
-/// A flow in its table. Its task ends with it.
+/// A flow in its table. Its task ends with it, and its place among the flows is free again.
 pub(super) struct Entry {
     pub(super) session: Arc<Session>,
     pub(super) task: AbortHandle,
@@ -48,6 +48,8 @@ pub(super) struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.task.abort();
+        // Now, not when the task has come to its end: the place is wanted by the next flow.
+        self.session.shared.counters.sessions.fetch_sub(1, Relaxed);
     }
 }
 
@@ -155,6 +157,5 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.upstream.counters.active.fetch_sub(1, Relaxed);
-        self.shared.counters.sessions.fetch_sub(1, Relaxed);
     }
 }
