@@ -16,6 +16,7 @@ pub mod udp;
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -94,17 +95,11 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Binds the acceptor with `shards` sockets on one port, see [`Self::into_shards`]. `own_mark` is the packet mark of outbound connections; 0 sets none (tests).
+    /// Binds the acceptor with `shards` sockets on one port, see [`Self::into_shards`]. `own_mark` is the packet mark of
+    /// outbound connections; 0 sets none (tests).
     ///
     /// Fails if the port is taken or the mark may not be set.
     pub fn bind_sharded(settings: &ProxySettings, own_mark: u32, shards: usize) -> anyhow::Result<Self> {
-        if own_mark != 0 {
-            sock::check_mark(own_mark).with_context(|| {
-                format!(
-                    "cannot set packet mark {own_mark:#x} on a socket; run as root or grant CAP_NET_ADMIN"
-                )
-            })?;
-        }
         let listen = |port| {
             sock::listen(port, shards > 1).with_context(|| {
                 format!("cannot listen on TCP port {port}; choose another one with --proxy-port")
@@ -115,6 +110,37 @@ impl Proxy {
         for _ in 1..shards {
             listeners.push(listen(port)?);
         }
+        Self::on(listeners, settings, own_mark)
+    }
+
+    /// Takes over sockets that [`Self::bind_sharded`] has bound for an earlier data plane of `shards` parts. `None` if
+    /// they are not as `settings` say.
+    ///
+    /// Fails if the mark may not be set.
+    pub fn adopt(
+        sockets: Vec<OwnedFd>,
+        settings: &ProxySettings,
+        own_mark: u32,
+        shards: usize,
+    ) -> anyhow::Result<Option<Self>> {
+        let listeners: Vec<TcpListener> = sockets.into_iter().map(TcpListener::from).collect();
+        let port =
+            listeners.first().and_then(|listener| sock::local_addr(listener).ok()).map(|addr| addr.port());
+        if listeners.len() != shards || (settings.port != 0 && port != Some(settings.port)) {
+            return Ok(None);
+        }
+        Self::on(listeners, settings, own_mark).map(Some)
+    }
+
+    fn on(listeners: Vec<TcpListener>, settings: &ProxySettings, own_mark: u32) -> anyhow::Result<Self> {
+        if own_mark != 0 {
+            sock::check_mark(own_mark).with_context(|| {
+                format!(
+                    "cannot set packet mark {own_mark:#x} on a socket; run as root or grant CAP_NET_ADMIN"
+                )
+            })?;
+        }
+        let port = sock::local_addr(&listeners[0]).context("cannot read the acceptor's own port")?.port();
         let descriptors = sock::nofile().context("cannot read the limit of open descriptors")?;
         let max_pipes = MAX_PIPES.min(descriptors / 16);
         let by_descriptors = descriptors
@@ -173,6 +199,11 @@ impl Proxy {
     pub fn with_takeover(mut self, takeover: Takeover) -> Self {
         self.shared.takeover = takeover;
         self
+    }
+
+    /// The acceptor's sockets, for whoever keeps them beyond this process's end.
+    pub fn sockets(&self) -> &[TcpListener] {
+        &self.listeners
     }
 
     /// The port that was bound.
