@@ -14,7 +14,7 @@ use crate::model::{Backend, Frontend, PortId};
 use crate::obs::admin::AdminHandlers;
 use crate::obs::api::{
     BackendReport, Condition, DnsReport, Finding, PortReport, ProxyReport, Resolution, RulesReport,
-    ServiceReport, SourceReport, Status, Verdict,
+    ServiceReport, SourceReport, Status, UpstreamReport, Verdict,
 };
 use crate::proxy::Counters;
 use crate::proxy::udp::UdpCounters;
@@ -114,8 +114,12 @@ impl Reporter {
         // Each stands there for UDP and for TCP.
         let cluster: std::collections::BTreeSet<_> = cluster.iter().map(Frontend::addr).collect();
         addresses.extend(cluster.iter().map(ToString::to_string));
+        let upstreams = resolver.forwarder().upstreams().into_iter();
         Some(DnsReport {
             addresses,
+            upstreams: upstreams
+                .map(|(address, up)| UpstreamReport { address: address.to_string(), up })
+                .collect(),
             cluster_queries_total: seen.cluster.load(Relaxed),
             foreign_queries_total: seen.foreign.load(Relaxed),
             refused_total: seen.refused.load(Relaxed),

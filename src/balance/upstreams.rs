@@ -252,6 +252,12 @@ impl Upstreams {
         upstream.port.allows(frontend.addr(), client).then(|| (Arc::clone(upstream), via))
     }
 
+    /// Whether some service port is offered at `frontend`.
+    pub fn is_offered(&self, frontend: &Frontend) -> bool {
+        let table = self.table.load();
+        table.by_frontend.contains_key(frontend) || table.by_external.contains_key(frontend)
+    }
+
     /// The service port with that identity.
     pub fn get(&self, id: &PortId) -> Option<Arc<Upstream>> {
         self.table.load().by_id.get(id).cloned()

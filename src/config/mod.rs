@@ -223,6 +223,17 @@ pub struct DnsSettings {
     pub domain: String,
     /// Upstream servers; empty: those of `/etc/resolv.conf`.
     pub upstreams: Vec<SocketAddr>,
+    /// Who is asked before them.
+    pub upstream_from: UpstreamFrom,
+}
+
+/// Who is asked for foreign names before the upstream servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamFrom {
+    /// Nobody.
+    Node,
+    /// The live endpoints of the cluster's own DNS.
+    KubeDns,
 }
 
 /// Whether the agent answers DNS.

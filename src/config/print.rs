@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::raw::{self, RawConfig, Scalar};
-use super::resolve::{DNS_MODES, IPTABLES_BACKENDS, LOG_FORMATS, POD_NETWORKS, SOURCE_KINDS};
+use super::resolve::{DNS_MODES, IPTABLES_BACKENDS, LOG_FORMATS, POD_NETWORKS, SOURCE_KINDS, UPSTREAMS_FROM};
 use super::{NodePortAddresses, Settings, UsageError};
 
 impl Settings {
@@ -70,6 +70,7 @@ impl From<&Settings> for RawConfig {
                 listen: list(&s.dns.listen),
                 domain: one(&s.dns.domain),
                 upstreams: list(&s.dns.upstreams),
+                upstream_from: word(UPSTREAMS_FROM, s.dns.upstream_from),
             }),
             admin: Some(raw::Admin { listen: one(s.admin.listen) }),
             log: Some(raw::Log { level: one(&s.log.level), format: word(LOG_FORMATS, s.log.format) }),

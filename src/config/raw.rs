@@ -157,6 +157,7 @@ pub(super) struct Dns {
     pub(super) listen: Many,
     pub(super) domain: One,
     pub(super) upstreams: Many,
+    pub(super) upstream_from: One,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -232,6 +233,7 @@ impl RawConfig {
         one(keys::POD_NETWORK, self.backends.unwrap_or_default().pod_network);
         one(keys::DNS_MODE, dns.mode);
         one(keys::DNS_DOMAIN, dns.domain);
+        one(keys::DNS_UPSTREAM_FROM, dns.upstream_from);
         one(keys::ADMIN_LISTEN, self.admin.unwrap_or_default().listen);
         one(keys::LOG_LEVEL, log.level);
         one(keys::LOG_FORMAT, log.format);

@@ -8,7 +8,7 @@ use super::raw::RawConfig;
 use super::{
     AdminSettings, BackendSettings, Credentials, DnsMode, DnsSettings, InterceptSettings, IptablesBackend,
     LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings, SourceKind,
-    SourceSettings, UsageError, keys, parse,
+    SourceSettings, UpstreamFrom, UsageError, keys, parse,
 };
 
 pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[
@@ -22,6 +22,8 @@ pub(super) const IPTABLES_BACKENDS: &[(&str, IptablesBackend)] =
 pub(super) const POD_NETWORKS: &[(&str, PodNetwork)] =
     &[("auto", PodNetwork::Auto), ("routed", PodNetwork::Routed), ("none", PodNetwork::None)];
 pub(super) const DNS_MODES: &[(&str, DnsMode)] = &[("auto", DnsMode::Auto), ("off", DnsMode::Off)];
+pub(super) const UPSTREAMS_FROM: &[(&str, UpstreamFrom)] =
+    &[("node", UpstreamFrom::Node), ("kube-dns", UpstreamFrom::KubeDns)];
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
 /// More threads than this help nobody on a node.
@@ -198,6 +200,9 @@ fn dns(layers: &Layers) -> Result<DnsSettings, UsageError> {
             .unwrap_or_else(|| vec![([169, 254, 96, 16], 53).into()]),
         domain: layers.one(keys::DNS_DOMAIN, parse::domain)?.unwrap_or_else(|| "cluster.local".to_owned()),
         upstreams: layers.many(keys::DNS_UPSTREAMS, parse::upstream)?.unwrap_or_default(),
+        upstream_from: layers
+            .one(keys::DNS_UPSTREAM_FROM, parse::word(UPSTREAMS_FROM))?
+            .unwrap_or(UpstreamFrom::Node),
     })
 }
 

@@ -96,6 +96,9 @@ pub struct ProxyReport {
 pub struct DnsReport {
     /// Where DNS is answered: own addresses, then those of the cluster.
     pub addresses: Vec<String>,
+    /// The servers for other names; those of the cluster first, where they are asked first.
+    #[serde(default)]
+    pub upstreams: Vec<UpstreamReport>,
     /// Queries for the cluster's names.
     pub cluster_queries_total: u64,
     /// Queries for other names.
@@ -110,6 +113,16 @@ pub struct DnsReport {
     pub cached_answers_total: u64,
     /// Answers about other names given out beyond their time because nobody could be asked.
     pub stale_answers_total: u64,
+}
+
+/// A server for names that are not the cluster's.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamReport {
+    /// Its address.
+    pub address: String,
+    /// Whether it answered the last questions, or was never asked.
+    pub up: bool,
 }
 
 /// The rules on this node.
