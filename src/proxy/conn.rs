@@ -18,6 +18,7 @@ use crate::net::sock;
 
 use super::dial::{self, DialError, Request};
 use super::greeting;
+use super::http::{self, Outcome};
 use super::relay::Relay;
 use super::{Handler, Shared};
 
@@ -124,6 +125,23 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         return refuse(&client, peer, shared, &Refusal::Full);
     }
 
+    let mut client = client;
+    let mut ahead = Vec::new();
+    if shared.http.serves(&upstream) {
+        let ends = (sock::unmapped(peer), dst);
+        // Boxed: requests need more room than a relay.
+        let work = Box::pin(http::serve(client, ends, ticket.place, &ticket.shared, &upstreams, &upstream));
+        let outcome = tokio::select! {
+            outcome = work => outcome,
+            () = shared.until_killed() => return,
+        };
+        match outcome {
+            Outcome::Done => return,
+            Outcome::NotHttp(same, read) => (client, ahead) = (same, read),
+            Outcome::Upgraded(relay, _counted) => return relay_to_end(relay, shared, peer, &upstream).await,
+        }
+    }
+
     // Boxed: a dial needs more room than a relay, and for a short time only.
     let dialled = Box::pin(connect(&client, peer, (dst, via), shared, &upstreams, &upstream)).await;
     let (backend, _lease) = match dialled {
@@ -145,7 +163,13 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         let _ = backend.try_write(&header);
     }
 
-    let mut relay = Relay::new(client, backend, Arc::clone(&upstream.counters));
+    let relay = Relay::new(client, backend, Arc::clone(&upstream.counters)).with_ahead(&ahead, &[]);
+    drop(ahead);
+    relay_to_end(relay, shared, peer, &upstream).await;
+}
+
+/// Moves bytes until the connection has ended, or must.
+async fn relay_to_end(mut relay: Relay, shared: &Shared, peer: SocketAddr, upstream: &Upstream) {
     let mut kill = pin!(shared.kill.notified());
     let mut watching = false;
     let end = poll_fn(|cx| {
@@ -205,7 +229,9 @@ async fn connect(
         upstreams,
         upstream,
         pool: upstream.pool_via(via, dst.ip()),
-        client: peer.ip().to_canonical(),
+        client: peer.ip().to_canonical().into(),
+        picked: None,
+        avoid: &[],
         limits: shared.limits,
         guard: &*shared.guard,
     };

@@ -133,7 +133,9 @@ impl World {
             upstreams: &self.upstreams,
             upstream: &self.upstream,
             pool: self.upstream.pool(FRONTEND.ip),
-            client: FRONTEND.ip,
+            client: FRONTEND.ip.into(),
+            picked: None,
+            avoid: &[],
             limits: LIMITS,
             guard: &|_| false,
         };
