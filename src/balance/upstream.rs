@@ -81,13 +81,7 @@ impl Upstream {
     }
 
     /// Picks a backend of `pool` (one of this upstream's) for `client` that is not among `tried`.
-    pub fn pick(
-        &self,
-        pool: &Pool,
-        client: impl Into<Caller>,
-        tried: &[usize],
-        now: Tick,
-    ) -> Option<usize> {
+    pub fn pick(&self, pool: &Pool, client: impl Into<Caller>, tried: &[usize], now: Tick) -> Option<usize> {
         let client = client.into();
         let choose = || pool.pick(&self.port.policy, client, tried, now);
         let (Some(affinity), Some(timeout)) = (&self.affinity, self.port.affinity) else {

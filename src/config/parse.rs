@@ -77,9 +77,10 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
 
 /// A duration, or `0s` for none.
 pub(super) fn duration_or_none(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text).ok().filter(|d| *d <= LONGEST).ok_or_else(|| {
-        "give a duration of at most 24h, such as 30s or 5m, or 0s for none".to_owned()
-    })
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|d| *d <= LONGEST)
+        .ok_or_else(|| "give a duration of at most 24h, such as 30s or 5m, or 0s for none".to_owned())
 }
 
 /// A share from 0 to 1.

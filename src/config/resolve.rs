@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::layers::{Layers, Origin, Override};
 use super::raw::RawConfig;
 use super::{
-    AdminSettings, BackendSettings, Credentials, DnsMode, DnsSettings, HttpSettings, InterceptSettings, IptablesBackend,
-    LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings, SourceKind,
-    SourceSettings, UsageError, keys, parse,
+    AdminSettings, BackendSettings, Credentials, DnsMode, DnsSettings, HttpSettings, InterceptSettings,
+    IptablesBackend, LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings,
+    SourceKind, SourceSettings, UsageError, keys, parse,
 };
 
 pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[

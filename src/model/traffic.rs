@@ -18,7 +18,8 @@ impl From<slim::Protocol> for Protocol {
 }
 
 /// What stands for HTTP in an `appProtocol` and in the name of a port.
-const HTTP_PROTOCOLS: [&str; 7] = ["http", "http2", "h2c", "grpc", "ws", "kubernetes.io/h2c", "kubernetes.io/ws"];
+const HTTP_PROTOCOLS: [&str; 7] =
+    ["http", "http2", "h2c", "grpc", "ws", "kubernetes.io/h2c", "kubernetes.io/ws"];
 
 /// `appProtocol` decides, else the port's name up to its first dash. What is encrypted passes byte by byte.
 pub(super) fn mode(port: &slim::ServicePort) -> Mode {
@@ -84,7 +85,10 @@ pub(super) fn policy(
             let (name, path) = ((*name).into(), cookie.path.clone());
             return Policy::Cookie(Arc::new(CookieRule { name, path, ttl: cookie.ttl }));
         }
-        warnings.push(format!("{what}: {:?} is not the name of a cookie, or its path is none; passed over", cookie.name));
+        warnings.push(format!(
+            "{what}: {:?} is not the name of a cookie, or its path is none; passed over",
+            cookie.name
+        ));
     }
     if rule.hash_source_ip {
         return Policy::SourceIp;

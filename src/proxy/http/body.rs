@@ -85,7 +85,9 @@ impl AnswerBody {
     /// What comes over `conn`.
     pub(super) fn http1(body: Incoming, conn: Box<Http1>, visitor: Arc<Visitor>, record: Record) -> Self {
         let mut new = Self { from: From::Http1(body, Some(conn)), visitor, record: Some(record) };
-        new.settle();
+        if new.is_end_stream() {
+            new.settle();
+        }
         new
     }
 
@@ -94,10 +96,9 @@ impl AnswerBody {
         Self { from: From::Http2(body, stream), visitor, record: Some(record) }
     }
 
-    /// Gives the connection back once the body has ended.
+    /// Gives the connection back, after the body's end.
     fn settle(&mut self) {
-        if let From::Http1(body, conn) = &mut self.from
-            && body.is_end_stream()
+        if let From::Http1(_, conn) = &mut self.from
             && let Some(mut conn) = conn.take()
             && conn.is_free()
             && let Some(record) = &self.record
@@ -128,7 +129,12 @@ impl Body for AnswerBody {
                 record.sent(data.len());
             }
         }
-        if frame.as_ref().is_none_or(Result::is_ok) {
+        let ended = match &frame {
+            None => true,
+            Some(Ok(frame)) => frame.is_trailers() || this.is_end_stream(),
+            Some(Err(_)) => false,
+        };
+        if ended {
             this.settle();
         }
         Poll::Ready(frame)

@@ -79,9 +79,7 @@ struct Prepared {
 fn prepare(visitor: &Visitor, upstream: &Upstream, parts: &mut Parts, body: &Incoming) -> Prepared {
     let http2 = parts.version == Version::HTTP_2;
     let (key, cookie) = match &upstream.port.policy {
-        Policy::Header(name) => {
-            (parts.headers.get(&**name).map(|value| key_of(value.as_bytes())), None)
-        }
+        Policy::Header(name) => (parts.headers.get(&**name).map(|value| key_of(value.as_bytes())), None),
         Policy::Cookie(rule) => stick::key(rule, &parts.headers),
         _ => (None, None),
     };

@@ -6,7 +6,8 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
+    UPGRADE,
 };
 
 static KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
@@ -158,8 +159,11 @@ mod tests {
 
     #[test]
     fn who_asked_is_added_to_who_asked_before() {
-        let mut headers =
-            map(&[("x-forwarded-for", "1.1.1.1"), ("x-forwarded-for", "2.2.2.2"), ("x-forwarded-proto", "https")]);
+        let mut headers = map(&[
+            ("x-forwarded-for", "1.1.1.1"),
+            ("x-forwarded-for", "2.2.2.2"),
+            ("x-forwarded-proto", "https"),
+        ]);
         forward(&mut headers, CLIENT);
         assert_eq!(
             text(&headers),
@@ -174,8 +178,12 @@ mod tests {
         let upgrade = forward(&mut headers, CLIENT).unwrap();
         assert_eq!(upgrade, "websocket");
         ask_upgrade(&mut headers, upgrade);
-        assert_eq!((&headers["connection"], &headers["upgrade"]), (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap()));
-        let h2c = [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABk")];
+        assert_eq!(
+            (&headers["connection"], &headers["upgrade"]),
+            (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap())
+        );
+        let h2c =
+            [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABk")];
         let mut headers = map(&h2c);
         assert_eq!(forward(&mut headers, CLIENT), None);
         assert_eq!(headers.len(), 2, "{headers:?}");
@@ -190,7 +198,8 @@ mod tests {
 
     #[test]
     fn answers_are_stripped_too() {
-        let mut headers = map(&[("connection", "close, x-hop"), ("x-hop", "1"), ("upgrade", "h2c"), ("etag", "1")]);
+        let mut headers =
+            map(&[("connection", "close, x-hop"), ("x-hop", "1"), ("upgrade", "h2c"), ("etag", "1")]);
         back(&mut headers, false);
         assert_eq!(text(&headers), ["etag: 1"]);
         let mut headers = map(&[("connection", "Upgrade"), ("upgrade", "websocket")]);

@@ -121,6 +121,7 @@ async fn stretch(wire: Wire, visitor: &Arc<Visitor>) -> Next {
         .max_buf_size(MAX_HEAD + BESIDE_HEAD)
         .serve_connection(TokioIo::new(wire), Answers(Arc::clone(visitor)));
     let event = watch(&mut conn, &gauge, visitor).await;
+    let half_told = !visitor.is_idle() && gauge.answered();
     let parts = conn.into_parts();
     let wire = parts.io.into_inner();
     let Event::Ended(how) = event else {
@@ -133,18 +134,19 @@ async fn stretch(wire: Wire, visitor: &Arc<Visitor>) -> Next {
         let (client, rest) = wire.into_parts();
         return Next::HandOver(client, [&parts.read_buf[..], &rest].concat(), upgrade);
     }
+    // To hyper that is the end of the stream, or a failure, depending on where it was.
+    if let Some(status) = gauge.refusal() {
+        return if half_told { Next::Reset(wire) } else { Next::Refuse(wire, status) };
+    }
     match how {
         Ok(()) => Next::Close(wire, gauge.in_message()),
-        Err(error) => match gauge.refusal() {
-            Some(status) => Next::Refuse(wire, status),
-            // hyper has said so itself.
-            None if error.is_parse() => Next::Close(wire, true),
-            None if error.is_incomplete_message() => Next::Close(wire, false),
-            None => {
-                tracing::debug!(peer = %visitor.peer, %error, "an HTTP connection broke");
-                Next::Reset(wire)
-            }
-        },
+        // hyper has said so itself.
+        Err(error) if error.is_parse() => Next::Close(wire, true),
+        Err(error) if error.is_incomplete_message() => Next::Close(wire, false),
+        Err(error) => {
+            tracing::debug!(peer = %visitor.peer, %error, "an HTTP connection broke");
+            Next::Reset(wire)
+        }
     }
 }
 

@@ -82,7 +82,10 @@ impl Record {
 
 fn entry(visitor: &Visitor, request: &Parts) -> Entry {
     let text = |name: &str| {
-        request.headers.get(name).map_or_else(String::new, |v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+        request
+            .headers
+            .get(name)
+            .map_or_else(String::new, |v| String::from_utf8_lossy(v.as_bytes()).into_owned())
     };
     let host = request.uri.authority().map_or_else(|| text("host"), ToString::to_string);
     Entry {

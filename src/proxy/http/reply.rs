@@ -53,7 +53,12 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
 }
 
 /// The answer for `trouble`.
-pub(super) fn own(trouble: Trouble, grpc: bool, visitor: Arc<Visitor>, record: Record) -> Response<AnswerBody> {
+pub(super) fn own(
+    trouble: Trouble,
+    grpc: bool,
+    visitor: Arc<Visitor>,
+    record: Record,
+) -> Response<AnswerBody> {
     let text = trouble.text();
     let mut answer = if grpc {
         let mut answer = Response::new(AnswerBody::own("", visitor, record));

@@ -33,7 +33,8 @@ mod tests {
 
     #[test]
     fn who_has_the_cookie_is_known_by_it_and_who_has_none_gets_one() {
-        let rule = CookieRule { name: "user".into(), path: "/shop".into(), ttl: Some(Duration::from_mins(1)) };
+        let rule =
+            CookieRule { name: "user".into(), path: "/shop".into(), ttl: Some(Duration::from_mins(1)) };
         let mut request = HeaderMap::new();
         let (first, cookie) = key(&rule, &request);
         let cookie = cookie.unwrap();

@@ -14,7 +14,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http1::{Builder, Connection, SendRequest};
 use hyper_util::rt::TokioIo;
 use std::future::{Future as _, poll_fn};
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
@@ -70,7 +70,7 @@ impl Http1 {
     pub(super) fn is_alive(&mut self, probe: bool) -> bool {
         self.signal.mark(probe);
         let mut cx = Context::from_waker(Waker::noop());
-        Pin::new(&mut self.conn).poll(&mut cx).is_pending() && self.send.is_ready()
+        self.conn.poll_without_shutdown(&mut cx).is_pending() && self.send.is_ready()
     }
 
     /// Sends `request` and waits for the answer's head.
@@ -83,7 +83,7 @@ impl Http1 {
         let conn = &mut self.conn;
         let got = poll_fn(|cx| {
             // Ended or not: what it has to say stands in the answer.
-            let ended = Pin::new(&mut *conn).poll(cx).is_ready();
+            let ended = conn.poll_without_shutdown(cx).is_ready();
             match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
                 Poll::Pending if ended => answer.as_mut().poll(cx),
                 other => other,
@@ -93,7 +93,7 @@ impl Http1 {
         match got {
             Ok(answer) => {
                 // From here on the body is asked for first, so that nobody has to be woken for it.
-                let _ = Pin::new(&mut self.conn).poll(&mut Context::from_waker(Waker::noop()));
+                let _ = self.conn.poll_without_shutdown(&mut Context::from_waker(Waker::noop()));
                 Ok((answer, self))
             }
             Err(mut error) => Err(Box::new(Unanswered {
@@ -107,7 +107,7 @@ impl Http1 {
 
     /// Moves bytes. Ready when the connection has ended.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
-        Pin::new(&mut self.conn).poll(cx)
+        self.conn.poll_without_shutdown(cx)
     }
 
     /// Whether it can carry another request, after an answer has ended.

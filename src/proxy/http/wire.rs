@@ -25,6 +25,8 @@ pub(super) struct Gauge {
     unflushed: AtomicBool,
     /// Bytes were read since somebody asked.
     heard: AtomicBool,
+    /// Bytes were written since the last message that came alone began.
+    answered: AtomicBool,
     fault: AtomicU8,
 }
 
@@ -46,6 +48,11 @@ impl Gauge {
     /// True if nothing is under way in either direction.
     pub(super) fn is_quiet(&self) -> bool {
         !self.in_message.load(Relaxed) && !self.unflushed.load(Relaxed)
+    }
+
+    /// Whether an answer to the message under way may have begun.
+    pub(super) fn answered(&self) -> bool {
+        self.answered.load(Relaxed)
     }
 
     /// Whether bytes were read since the last call.
@@ -106,6 +113,9 @@ impl Wire {
         self.gauge.heard.store(true, Relaxed);
         self.counters.bytes_in.fetch_add(bytes.len() as u64, Relaxed);
         let Some(strict) = &mut self.strict else { return Ok(()) };
+        if strict.between() {
+            self.gauge.answered.store(false, Relaxed);
+        }
         let Err((good, fault)) = strict.feed(bytes) else {
             self.gauge.in_head.store(strict.in_head(), Relaxed);
             self.gauge.in_message.store(!strict.between(), Relaxed);
@@ -129,11 +139,7 @@ fn refused() -> io::Error {
 }
 
 impl AsyncRead for Wire {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         if this.gauge.fault.load(Relaxed) != NO_FAULT {
             return Poll::Ready(Err(refused()));
@@ -157,6 +163,7 @@ impl AsyncWrite for Wire {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.gauge.unflushed.store(true, Relaxed);
+        this.gauge.answered.store(true, Relaxed);
         let n = ready!(Pin::new(&mut this.stream).poll_write(cx, bytes))?;
         this.counters.bytes_out.fetch_add(n as u64, Relaxed);
         Poll::Ready(Ok(n))
@@ -169,6 +176,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.gauge.unflushed.store(true, Relaxed);
+        this.gauge.answered.store(true, Relaxed);
         let n = ready!(Pin::new(&mut this.stream).poll_write_vectored(cx, bufs))?;
         this.counters.bytes_out.fetch_add(n as u64, Relaxed);
         Poll::Ready(Ok(n))

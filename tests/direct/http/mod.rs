@@ -137,8 +137,10 @@ impl Reader {
 
     /// Sends `request` and reads the answer.
     pub(crate) async fn ask(&mut self, request: impl AsRef<[u8]>) -> Message {
-        self.send(request).await;
-        self.message().await.expect("an answer")
+        self.send(request.as_ref()).await;
+        self.message()
+            .await
+            .unwrap_or_else(|| panic!("no answer to {:?}", String::from_utf8_lossy(request.as_ref())))
     }
 }
 

@@ -36,7 +36,10 @@ async fn a_backend_that_does_not_read_holds_the_client_back() {
     let lab = http_lab(&[addr]);
     let mut client = lab.connect().await;
     let total: usize = 64 << 20;
-    client.write_all(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {total}\r\n\r\n").as_bytes()).await.unwrap();
+    client
+        .write_all(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {total}\r\n\r\n").as_bytes())
+        .await
+        .unwrap();
     let backend = backend.await.unwrap();
     let sent = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&sent);
@@ -137,10 +140,15 @@ async fn an_upgraded_connection_is_relayed() {
         .await;
     let mut backend = Reader::new(backend.await.unwrap());
     let request = backend.head().await.unwrap();
-    assert_eq!((request.header("upgrade"), request.header("connection")), (Some("websocket"), Some("upgrade")));
+    assert_eq!(
+        (request.header("upgrade"), request.header("connection")),
+        (Some("websocket"), Some("upgrade"))
+    );
     assert_eq!(request.header("sec-websocket-key"), Some("k"));
     // Its first bytes come right behind the answer.
-    backend.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello").await;
+    backend
+        .send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nhello")
+        .await;
     let answer = client.head().await.unwrap();
     assert_eq!((answer.status(), answer.header("upgrade")), (101, Some("websocket")));
     assert_eq!(client.bytes(5).await.unwrap(), b"hello");
