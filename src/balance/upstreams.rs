@@ -82,6 +82,8 @@ pub struct BackendView {
     pub connections: u64,
     /// Failed dials since start.
     pub failures: u64,
+    /// HTTP requests since start.
+    pub requests: u64,
 }
 
 /// A service port with its numbers.
@@ -305,6 +307,7 @@ fn view(backend: &Backend, endpoint: &Endpoint, state: BackendState) -> BackendV
         active: endpoint.active(),
         connections: endpoint.connections(),
         failures: endpoint.failures(),
+        requests: endpoint.requests(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Metrics in OpenMetrics text. Everything is read from the status at the moment of the scrape, so that the data plane
 //! counts once and nothing is kept twice.
 
+mod http;
+
 use std::fmt::{Debug, Error, Formatter};
 use std::sync::Arc;
 
@@ -61,6 +63,7 @@ impl Collector for StatusCollector {
         let mut out = Families(encoder);
         agent(&mut out, &status)?;
         service_ports(&mut out, &status.services)?;
+        http::requests(&mut out, &status.services)?;
         backends(&mut out, &status.services)
     }
 }
@@ -108,16 +111,17 @@ fn agent(out: &mut Families<'_>, status: &Status) -> Result<(), Error> {
     out.gauge("warnings", "Warnings that status shows", &status.warnings.len())
 }
 
+fn service_labels(s: &ServiceReport) -> ServiceLabels<'_> {
+    [
+        ("namespace", &s.namespace),
+        ("service", &s.name),
+        ("port", &s.port.name),
+        ("protocol", &s.port.protocol),
+    ]
+}
+
 fn service_ports(out: &mut Families<'_>, services: &[ServiceReport]) -> Result<(), Error> {
-    fn labels(s: &ServiceReport) -> ServiceLabels<'_> {
-        [
-            ("namespace", &s.namespace),
-            ("service", &s.name),
-            ("port", &s.port.name),
-            ("protocol", &s.port.protocol),
-        ]
-    }
-    let each = |value: fn(&ServiceReport) -> u64| services.iter().map(move |s| (labels(s), value(s)));
+    let each = |value: fn(&ServiceReport) -> u64| services.iter().map(move |s| (service_labels(s), value(s)));
     let ready = |s: &ServiceReport| s.backends.iter().filter(|b| b.state == "ready").count() as u64;
     out.gauges(
         "service_connections_active",
@@ -151,6 +155,7 @@ fn backends(out: &mut Families<'_>, services: &[ServiceReport]) -> Result<(), Er
     )?;
     out.counters("backend_connections", "Connections to a backend", each(|b| b.connections_total))?;
     out.counters("backend_failures", "Failed dials of a backend", each(|b| b.failures_total))?;
+    out.counters("backend_http_requests", "HTTP requests sent to a backend", each(|b| b.requests_total))?;
     out.gauges("backend_ejected", "Whether a backend is out after failures", each(ejected))
 }
 
@@ -331,7 +336,7 @@ mod tests {
         # HELP edgesplice_service_backends_ready Backends of a service port that may be picked
         # TYPE edgesplice_service_backends_ready gauge
         edgesplice_service_backends_ready{namespace="shop",service="web",port="http",protocol="TCP"} 1
-        # HELP edgesplice_backend_connections_active Connections to a backend open now
+@HTTP@        # HELP edgesplice_backend_connections_active Connections to a backend open now
         # TYPE edgesplice_backend_connections_active gauge
         edgesplice_backend_connections_active{namespace="shop",service="web",port="http",protocol="TCP",backend="192.0.2.2:30080"} 1
         edgesplice_backend_connections_active{namespace="shop",service="web",port="http",protocol="TCP",backend="192.0.2.3:30080"} 1

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::Bytes;
@@ -120,7 +121,9 @@ impl Body for AnswerBody {
         let frame = match &mut this.from {
             From::Own(text) => return Poll::Ready(text.take().map(|text| Ok(Frame::data(text)))),
             From::Http2(body, _) => ready!(Pin::new(body).poll_frame(cx)),
-            From::Http1(body, conn) => ready!(poll_driven(body, conn.as_deref_mut(), cx)),
+            From::Http1(body, conn) => {
+                ready!(poll_driven(body, conn.as_deref_mut(), &this.visitor.looks, cx))
+            }
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
@@ -159,6 +162,7 @@ impl Body for AnswerBody {
 fn poll_driven(
     body: &mut Incoming,
     conn: Option<&mut Http1>,
+    looks: &AtomicU32,
     cx: &mut Context<'_>,
 ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
     let mut nobody = Context::from_waker(Waker::noop());
@@ -167,7 +171,7 @@ fn poll_driven(
         return Poll::Ready(frame);
     }
     // Whether it has ended or not: the body knows what that means for it.
-    let ended = conn.poll(cx).is_ready();
+    let ended = conn.poll(looks, cx).is_ready();
     match Pin::new(&mut *body).poll_frame(&mut nobody) {
         Poll::Pending if ended => Pin::new(body).poll_frame(cx),
         other => other,

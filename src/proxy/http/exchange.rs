@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::pending;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use http::header::{HOST, HeaderValue, SET_COOKIE, TRANSFER_ENCODING};
@@ -137,6 +138,8 @@ enum Got {
 enum Failed {
     /// Not a byte was sent; here it is.
     Unsent(Request<RequestBody>),
+    /// The client's body ended in an error.
+    ByClient,
     /// It was sent, and the connection ended. `stale`: it had waited in the pool, and nothing was heard.
     Broken { stale: bool, heard: bool },
 }
@@ -159,7 +162,7 @@ impl Exchange<'_> {
             let (conn, lease) = self.connect(&avoid, fresh).await?;
             let backend = self.position(&lease);
             record.carried_by(lease);
-            let failed = match conn.send(request).await {
+            let failed = match conn.send(request, &self.visitor.looks).await {
                 Ok(got) => {
                     self.judge(record, got.status().is_server_error());
                     return Ok(got);
@@ -170,6 +173,7 @@ impl Exchange<'_> {
             fresh = true;
             request = match (failed, copy) {
                 (Failed::Unsent(request), _) => request,
+                (Failed::ByClient, _) => return Err(Trouble::Request),
                 (Failed::Broken { stale: true, .. }, Some(copy)) => copy,
                 (Failed::Broken { stale: false, heard: false }, Some(copy))
                     if self.visitor.counters.http().may_retry() =>
@@ -259,14 +263,15 @@ enum Conn {
 }
 
 impl Conn {
-    async fn send(self, request: Request<RequestBody>) -> Result<Got, Failed> {
+    async fn send(self, request: Request<RequestBody>, looks: &AtomicU32) -> Result<Got, Failed> {
         match self {
-            Self::Http1(conn) => match conn.send(request).await {
+            Self::Http1(conn) => match conn.send(request, looks).await {
                 Ok((answer, conn)) => Ok(Got::Http1(answer, conn)),
                 Err(failed) => {
                     tracing::debug!(error = %failed.why, reused = failed.reused, "a backend gave no answer");
                     Err(match failed.unsent {
                         Some(request) => Failed::Unsent(request),
+                        None if failed.why.is_user() => Failed::ByClient,
                         None => Failed::Broken { stale: failed.reused && !failed.heard, heard: failed.heard },
                     })
                 }
@@ -274,6 +279,7 @@ impl Conn {
             Self::Http2(conn) => match conn.send(request).await {
                 Ok((answer, stream)) => Ok(Got::Http2(answer, stream)),
                 Err((Some(request), _)) => Err(Failed::Unsent(request)),
+                Err((None, error)) if error.is_user() => Err(Failed::ByClient),
                 Err((None, error)) => {
                     tracing::debug!(%error, "a backend gave no answer over HTTP/2");
                     Err(Failed::Broken { stale: false, heard: false })

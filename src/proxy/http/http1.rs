@@ -169,6 +169,7 @@ async fn watch(conn: &mut Conn, gauge: &Gauge, visitor: &Visitor) -> Event {
         while tick.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             tick.as_mut().reset(now + TICK);
+            visitor.looks.fetch_add(1, Relaxed);
             if visitor.is_idle() && gauge.is_quiet() && !gauge.take_heard() && !stopping {
                 return Poll::Ready(Event::Quiet);
             }

@@ -3,6 +3,7 @@
 use std::future::{Future as _, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -64,6 +65,7 @@ pub(super) async fn serve(wire: Wire, visitor: &Arc<Visitor>) {
         while tick.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             tick.as_mut().reset(now + TICK);
+            visitor.looks.fetch_add(1, Relaxed);
             idle_since = visitor.is_idle().then(|| idle_since.unwrap_or(now));
             if !stopping && idle_since.is_some_and(|since| now - since >= idle_timeout) {
                 stopping = true;

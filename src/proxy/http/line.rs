@@ -6,10 +6,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+use crate::net::diag;
+
+/// Unacknowledged for so long, a backend's machine is taken for gone: four retransmissions on a local network.
+const LOST_AFTER: Duration = Duration::from_secs(5);
 
 /// What the owner of a connection has to know of the line while hyper owns it. One task uses it at a time.
 #[derive(Debug, Default)]
@@ -18,6 +24,8 @@ pub(super) struct Signal {
     heard: AtomicBool,
     /// The next read is to ask the kernel, not the runtime, which may not have looked yet.
     probe: AtomicBool,
+    /// The next read that finds nothing is to ask the kernel whether what was sent has arrived.
+    doubt: AtomicBool,
 }
 
 impl Signal {
@@ -25,6 +33,11 @@ impl Signal {
     pub(super) fn mark(&self, probe: bool) {
         self.heard.store(false, Relaxed);
         self.probe.store(probe, Relaxed);
+    }
+
+    /// Has the next read find out whether the backend's machine is still there.
+    pub(super) fn doubt(&self) {
+        self.doubt.store(true, Relaxed);
     }
 
     /// True if a byte came since [`Self::mark`].
@@ -62,6 +75,12 @@ fn has_news(stream: &TcpStream) -> bool {
     !matches!(peeked, Err(e) if e.kind() == io::ErrorKind::WouldBlock)
 }
 
+/// True if nothing that was sent has been acknowledged for [`LOST_AFTER`]. A backend that is alive and merely takes its
+/// time acknowledges what it gets.
+fn is_lost(stream: &TcpStream) -> bool {
+    diag::delivery(stream).is_ok_and(|found| found.unacknowledged > 0 && found.silence >= LOST_AFTER)
+}
+
 impl AsyncRead for Line {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
@@ -72,7 +91,11 @@ impl AsyncRead for Line {
             }
         }
         let before = buf.filled().len();
-        ready!(Pin::new(&mut this.stream).poll_read(cx, buf))?;
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
+        if read.is_pending() && this.signal.doubt.swap(false, Relaxed) && is_lost(&this.stream) {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        ready!(read)?;
         if buf.filled().len() > before {
             this.signal.heard.store(true, Relaxed);
         }

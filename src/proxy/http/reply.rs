@@ -20,6 +20,8 @@ pub(super) enum Trouble {
     Broken,
     /// It took too long.
     Timeout,
+    /// The client's body was malformed, or broke off.
+    Request,
 }
 
 impl Trouble {
@@ -29,6 +31,7 @@ impl Trouble {
             Self::NoBackend | Self::Overload => StatusCode::SERVICE_UNAVAILABLE,
             Self::Broken => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
+            Self::Request => StatusCode::BAD_REQUEST,
         }
     }
 
@@ -38,12 +41,17 @@ impl Trouble {
             Self::Overload => "this node has no room for another connection\n",
             Self::Broken => "the backend's answer broke off\n",
             Self::Timeout => "the backend did not answer in time\n",
+            Self::Request => "the request's body is malformed or broke off\n",
         }
     }
 
-    /// gRPC's code: `UNAVAILABLE` or `DEADLINE_EXCEEDED`.
+    /// gRPC's code: `DEADLINE_EXCEEDED`, `INTERNAL` or `UNAVAILABLE`.
     fn grpc_code(self) -> &'static str {
-        if self == Self::Timeout { "4" } else { "14" }
+        match self {
+            Self::Timeout => "4",
+            Self::Request => "13",
+            _ => "14",
+        }
     }
 }
 

@@ -6,6 +6,7 @@
 //! after the other.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -32,6 +33,16 @@ pub(super) struct Http1 {
     idle_since: Instant,
     /// It has carried a request before.
     used: bool,
+    /// The last look of its owner's that it knows of.
+    seen: u32,
+}
+
+fn look(signal: &Signal, looks: &AtomicU32, seen: &mut u32) {
+    let now = looks.load(Relaxed);
+    if *seen != now {
+        *seen = now;
+        signal.doubt();
+    }
 }
 
 /// Why a request got no answer.
@@ -57,7 +68,7 @@ impl Http1 {
             .max_buf_size(MAX_HEAD)
             .handshake(TokioIo::new(line))
             .await?;
-        Ok(Self { send, conn, signal, idle_since: Instant::now(), used: false })
+        Ok(Self { send, conn, signal, idle_since: Instant::now(), used: false, seen: 0 })
     }
 
     /// How long nobody has used it.
@@ -73,15 +84,18 @@ impl Http1 {
         self.conn.poll_without_shutdown(&mut cx).is_pending() && self.send.is_ready()
     }
 
-    /// Sends `request` and waits for the answer's head.
+    /// Sends `request` and waits for the answer's head. Whenever `looks` has changed, which its owner does every few
+    /// seconds, it is found out whether the backend's machine is still there.
     pub(super) async fn send(
         mut self: Box<Self>,
         request: Request<RequestBody>,
+        looks: &AtomicU32,
     ) -> Result<(Response<Incoming>, Box<Self>), Box<Unanswered>> {
         let reused = std::mem::replace(&mut self.used, true);
         let mut answer = pin!(self.send.try_send_request(request));
-        let conn = &mut self.conn;
+        let (conn, signal, mut seen) = (&mut self.conn, &*self.signal, looks.load(Relaxed));
         let got = poll_fn(|cx| {
+            look(signal, looks, &mut seen);
             // Ended or not: what it has to say stands in the answer.
             let ended = conn.poll_without_shutdown(cx).is_ready();
             match answer.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
@@ -105,8 +119,9 @@ impl Http1 {
         }
     }
 
-    /// Moves bytes. Ready when the connection has ended.
-    pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+    /// Moves bytes. Ready when the connection has ended. `looks` as in [`Self::send`].
+    pub(super) fn poll(&mut self, looks: &AtomicU32, cx: &mut Context<'_>) -> Poll<hyper::Result<()>> {
+        look(&self.signal, looks, &mut self.seen);
         self.conn.poll_without_shutdown(cx)
     }
 

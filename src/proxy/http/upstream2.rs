@@ -1,5 +1,6 @@
 //! HTTP/2 connections to a backend, each shared by many requests.
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,19 +8,21 @@ use std::time::Duration;
 use http::{Request, Response};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::body::RequestBody;
+use super::line::Line;
 
 /// Streams on one connection before another one is opened. Servers allow 100 to 250.
 const MOST_STREAMS: usize = 100;
 /// Window of a stream and of a connection: what may be under way to a client that does not read.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
-/// Silence until a backend with streams under way is asked whether it lives.
-const PING_EVERY: Duration = Duration::from_secs(20);
+/// Time between two looks at whether the backend's machine is still there. Not by pings: servers of gRPC end connections
+/// on which they get more than one in five minutes.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A handle on a connection. Clones share it.
 #[derive(Clone, Debug)]
@@ -48,18 +51,25 @@ impl Drop for Stream {
 impl Http2 {
     /// Speaks HTTP/2 on `stream`, in a task that ends with the connection.
     pub(super) async fn over(stream: TcpStream) -> hyper::Result<Self> {
+        let line = Line::new(stream);
+        let signal = line.signal();
         let (send, conn) = Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(STREAM_WINDOW as usize)
             .max_header_list_size(u32::try_from(super::strict::MAX_HEAD).unwrap_or(u32::MAX))
-            .keep_alive_interval(PING_EVERY)
-            .handshake(TokioIo::new(stream))
+            .handshake(TokioIo::new(line))
             .await?;
         tokio::spawn(async move {
-            if let Err(error) = conn.await {
-                tracing::debug!(%error, "an HTTP/2 connection to a backend has failed");
+            let mut conn = pin!(conn);
+            loop {
+                match timeout(LOOK_EVERY, conn.as_mut()).await {
+                    Err(_time) => signal.doubt(),
+                    Ok(Ok(())) => return,
+                    Ok(Err(error)) => {
+                        return tracing::debug!(%error, "an HTTP/2 connection to a backend has failed");
+                    }
+                }
             }
         });
         let load = Load { streams: AtomicUsize::new(0), last: Mutex::new(Instant::now()) };

@@ -1,7 +1,7 @@
 //! A client's connection as its requests see it.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::net::TcpStream;
@@ -30,6 +30,8 @@ pub(super) struct Visitor {
     pub(super) counters: Arc<PortCounters>,
     /// Requests under way, bodies included.
     pub(super) busy: AtomicUsize,
+    /// Times that the connection was looked after, every few seconds.
+    pub(super) looks: AtomicU32,
     /// Requests that have begun.
     pub(super) begun: AtomicU64,
     upgrade: Mutex<Option<Upgrade>>,
@@ -61,6 +63,7 @@ impl Visitor {
             dst,
             counters,
             busy: AtomicUsize::new(0),
+            looks: AtomicU32::new(1),
             begun: AtomicU64::new(0),
             upgrade: Mutex::default(),
         }

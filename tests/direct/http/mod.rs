@@ -1,5 +1,6 @@
 //! HTTP ports, byte by byte.
 
+mod h2;
 mod hostile;
 mod requests;
 mod streams;
