@@ -5,7 +5,7 @@
 
 use std::fs::OpenOptions;
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::SystemTime;
@@ -64,7 +64,7 @@ impl AccessLog {
     pub fn open(path: &Path, share: f64) -> io::Result<Self> {
         let (lines, waiting) = sync_channel(QUEUE);
         let path = path.to_path_buf();
-        let out: Box<dyn Write + Send> = if path == PathBuf::from("-") {
+        let out: Box<dyn Write + Send> = if path.as_os_str() == "-" {
             Box::new(io::stdout())
         } else {
             Box::new(OpenOptions::new().create(true).append(true).open(&path)?)

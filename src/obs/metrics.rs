@@ -336,7 +336,30 @@ mod tests {
         # HELP edgesplice_service_backends_ready Backends of a service port that may be picked
         # TYPE edgesplice_service_backends_ready gauge
         edgesplice_service_backends_ready{namespace="shop",service="web",port="http",protocol="TCP"} 1
-@HTTP@        # HELP edgesplice_backend_connections_active Connections to a backend open now
+        # HELP edgesplice_service_http_requests HTTP requests answered, by class of status
+        # TYPE edgesplice_service_http_requests counter
+        edgesplice_service_http_requests_total{namespace="shop",service="web",port="http",protocol="TCP",class="1xx"} 0
+        edgesplice_service_http_requests_total{namespace="shop",service="web",port="http",protocol="TCP",class="2xx"} 30
+        edgesplice_service_http_requests_total{namespace="shop",service="web",port="http",protocol="TCP",class="3xx"} 0
+        edgesplice_service_http_requests_total{namespace="shop",service="web",port="http",protocol="TCP",class="4xx"} 2
+        edgesplice_service_http_requests_total{namespace="shop",service="web",port="http",protocol="TCP",class="5xx"} 1
+        # HELP edgesplice_service_http_unanswered HTTP requests whose client went away before there was an answer
+        # TYPE edgesplice_service_http_unanswered counter
+        edgesplice_service_http_unanswered_total{namespace="shop",service="web",port="http",protocol="TCP"} 1
+        # HELP edgesplice_service_http_retries HTTP requests sent again after a byte of them had been sent
+        # TYPE edgesplice_service_http_retries counter
+        edgesplice_service_http_retries_total{namespace="shop",service="web",port="http",protocol="TCP"} 2
+        # HELP edgesplice_service_http_other_connections Connections to an HTTP port that spoke something else and were relayed
+        # TYPE edgesplice_service_http_other_connections counter
+        edgesplice_service_http_other_connections_total{namespace="shop",service="web",port="http",protocol="TCP"} 1
+        # HELP edgesplice_service_http_request_seconds Time from an HTTP request's head to its answer's
+        # TYPE edgesplice_service_http_request_seconds histogram
+        edgesplice_service_http_request_seconds_sum{namespace="shop",service="web",port="http",protocol="TCP"} 3.5
+        edgesplice_service_http_request_seconds_count{namespace="shop",service="web",port="http",protocol="TCP"} 33
+        edgesplice_service_http_request_seconds_bucket{le="0.001",namespace="shop",service="web",port="http",protocol="TCP"} 20
+        edgesplice_service_http_request_seconds_bucket{le="0.1",namespace="shop",service="web",port="http",protocol="TCP"} 32
+        edgesplice_service_http_request_seconds_bucket{le="+Inf",namespace="shop",service="web",port="http",protocol="TCP"} 33
+        # HELP edgesplice_backend_connections_active Connections to a backend open now
         # TYPE edgesplice_backend_connections_active gauge
         edgesplice_backend_connections_active{namespace="shop",service="web",port="http",protocol="TCP",backend="192.0.2.2:30080"} 1
         edgesplice_backend_connections_active{namespace="shop",service="web",port="http",protocol="TCP",backend="192.0.2.3:30080"} 1
@@ -348,6 +371,10 @@ mod tests {
         # TYPE edgesplice_backend_failures counter
         edgesplice_backend_failures_total{namespace="shop",service="web",port="http",protocol="TCP",backend="192.0.2.2:30080"} 3
         edgesplice_backend_failures_total{namespace="shop",service="web",port="http",protocol="TCP",backend="192.0.2.3:30080"} 3
+        # HELP edgesplice_backend_http_requests HTTP requests sent to a backend
+        # TYPE edgesplice_backend_http_requests counter
+        edgesplice_backend_http_requests_total{namespace="shop",service="web",port="http",protocol="TCP",backend="192.0.2.2:30080"} 0
+        edgesplice_backend_http_requests_total{namespace="shop",service="web",port="http",protocol="TCP",backend="192.0.2.3:30080"} 0
         # HELP edgesplice_backend_ejected Whether a backend is out after failures
         # TYPE edgesplice_backend_ejected gauge
         edgesplice_backend_ejected{namespace="shop",service="web",port="http",protocol="TCP",backend="192.0.2.2:30080"} 0

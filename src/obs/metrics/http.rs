@@ -45,7 +45,7 @@ impl Families<'_> {
     ) -> Result<(), Error> {
         let mut family = self.0.encode_descriptor(name, help, None, MetricType::Histogram)?;
         for (labels, http) in series {
-            let bounds = http.latency_bounds.iter().copied().chain([f64::MAX]);
+            let bounds = http.latency_bounds.iter().copied().chain([f64::INFINITY]);
             let buckets: Vec<_> = bounds.zip(http.latency_counts.iter().copied()).collect();
             let count = http.latency_counts.iter().sum();
             encode(&mut family, &labels, http.latency_sum, count, &buckets)?;

@@ -127,10 +127,9 @@ impl Body for AnswerBody {
         };
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
+            && let Some(record) = &mut this.record
         {
-            if let Some(record) = &mut this.record {
-                record.sent(data.len());
-            }
+            record.sent(data.len());
         }
         let ended = match &frame {
             None => true,

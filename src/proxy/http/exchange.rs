@@ -48,7 +48,8 @@ pub(super) async fn answer(
     };
     let outcome = match limit {
         Duration::ZERO => work.await,
-        limit => timeout(limit, work).await.unwrap_or(Err(Trouble::Timeout)),
+        // Boxed, so that those without a limit do not carry the room for it.
+        limit => timeout(limit, Box::pin(work)).await.unwrap_or(Err(Trouble::Timeout)),
     };
     let (got, prepared) = match outcome {
         Ok(got) => got,
@@ -84,7 +85,7 @@ fn prepare(visitor: &Visitor, upstream: &Upstream, parts: &mut Parts, body: &Inc
         Policy::Cookie(rule) => stick::key(rule, &parts.headers),
         _ => (None, None),
     };
-    let upgrade = headers::forward(&mut parts.headers, visitor.peer.ip());
+    let upgrade = headers::forward(&mut parts.headers, &visitor.forwarded_for);
     let connect = parts.method == Method::CONNECT;
     let may_upgrade = !http2 && (upgrade.is_some() || connect);
     if http2 {
@@ -137,7 +138,7 @@ enum Got {
 /// A request that was sent, or not.
 enum Failed {
     /// Not a byte was sent; here it is.
-    Unsent(Request<RequestBody>),
+    Unsent(Box<Request<RequestBody>>),
     /// The client's body ended in an error.
     ByClient,
     /// It was sent, and the connection ended. `stale`: it had waited in the pool, and nothing was heard.
@@ -172,7 +173,7 @@ impl Exchange<'_> {
             // Whatever it was over, the next one is new: what waits in the pool may be as old.
             fresh = true;
             request = match (failed, copy) {
-                (Failed::Unsent(request), _) => request,
+                (Failed::Unsent(request), _) => *request,
                 (Failed::ByClient, _) => return Err(Trouble::Request),
                 (Failed::Broken { stale: true, .. }, Some(copy)) => copy,
                 (Failed::Broken { stale: false, heard: false }, Some(copy))
@@ -214,6 +215,13 @@ impl Exchange<'_> {
         };
         if let Some(conn) = waiting {
             return Ok((conn, all[index].lease()));
+        }
+        let _turn = if prepared.http2 { visitor.pool().turn(addr).await } else { None };
+        if prepared.http2
+            && !fresh
+            && let Some(conn) = visitor.pool().share(addr)
+        {
+            return Ok((Conn::Http2(conn), all[index].lease()));
         }
         let request = dial::Request {
             upstreams: &visitor.upstreams,
@@ -270,7 +278,7 @@ impl Conn {
                 Err(failed) => {
                     tracing::debug!(error = %failed.why, reused = failed.reused, "a backend gave no answer");
                     Err(match failed.unsent {
-                        Some(request) => Failed::Unsent(request),
+                        Some(request) => Failed::Unsent(Box::new(request)),
                         None if failed.why.is_user() => Failed::ByClient,
                         None => Failed::Broken { stale: failed.reused && !failed.heard, heard: failed.heard },
                     })
@@ -278,7 +286,7 @@ impl Conn {
             },
             Self::Http2(conn) => match conn.send(request).await {
                 Ok((answer, stream)) => Ok(Got::Http2(answer, stream)),
-                Err((Some(request), _)) => Err(Failed::Unsent(request)),
+                Err((Some(request), _)) => Err(Failed::Unsent(Box::new(request))),
                 Err((None, error)) if error.is_user() => Err(Failed::ByClient),
                 Err((None, error)) => {
                     tracing::debug!(%error, "a backend gave no answer over HTTP/2");

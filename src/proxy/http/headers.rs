@@ -18,7 +18,7 @@ static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto"
 
 /// Makes a request's headers those of the request to the backend. Returns what it asks to be upgraded to, which is put
 /// back by [`ask_upgrade`]. Upgrading to HTTP/2 is not offered: behind it requests would go unseen.
-pub(super) fn forward(headers: &mut HeaderMap, client: IpAddr) -> Option<HeaderValue> {
+pub(super) fn forward(headers: &mut HeaderMap, client: &HeaderValue) -> Option<HeaderValue> {
     let wants_upgrade = strip(headers);
     let upgrade = headers.remove(UPGRADE);
     headers.remove(&HTTP2_SETTINGS);
@@ -29,14 +29,14 @@ pub(super) fn forward(headers: &mut HeaderMap, client: IpAddr) -> Option<HeaderV
         None => {}
     }
     match headers.entry(&FORWARDED_FOR) {
-        Entry::Vacant(entry) => drop(entry.insert(value_of(client))),
+        Entry::Vacant(entry) => drop(entry.insert(client.clone())),
         Entry::Occupied(mut entry) => {
             let mut list: Vec<u8> = Vec::new();
             for before in entry.iter() {
                 list.extend_from_slice(before.as_bytes());
                 list.extend_from_slice(b", ");
             }
-            list.extend_from_slice(client.to_string().as_bytes());
+            list.extend_from_slice(client.as_bytes());
             if let Ok(value) = HeaderValue::from_bytes(&list) {
                 entry.insert(value);
             }
@@ -91,7 +91,8 @@ fn strip(headers: &mut HeaderMap) -> bool {
     upgrade
 }
 
-fn value_of(ip: IpAddr) -> HeaderValue {
+/// An address as a header's value, made once for all requests of a connection.
+pub(super) fn value_of(ip: IpAddr) -> HeaderValue {
     // An address's text has no character that a header may not have.
     HeaderValue::try_from(ip.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
@@ -127,7 +128,7 @@ mod tests {
         lines
     }
 
-    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 7));
+    const CLIENT: HeaderValue = HeaderValue::from_static("10.0.0.7");
 
     #[test]
     fn what_concerns_one_connection_ends_here() {
@@ -144,7 +145,7 @@ mod tests {
             ("content-length", "3"),
             ("traceparent", "00-1-2-01"),
         ]);
-        assert_eq!(forward(&mut headers, CLIENT), None, "an upgrade has to stand in Connection");
+        assert_eq!(forward(&mut headers, &CLIENT), None, "an upgrade has to stand in Connection");
         assert_eq!(
             text(&headers),
             [
@@ -164,7 +165,7 @@ mod tests {
             ("x-forwarded-for", "2.2.2.2"),
             ("x-forwarded-proto", "https"),
         ]);
-        forward(&mut headers, CLIENT);
+        forward(&mut headers, &CLIENT);
         assert_eq!(
             text(&headers),
             ["x-forwarded-for: 1.1.1.1, 2.2.2.2, 10.0.0.7", "x-forwarded-proto: https"]
@@ -175,7 +176,7 @@ mod tests {
     fn upgrades_pass_but_not_to_http_2() {
         let asked = [("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-key", "k")];
         let mut headers = map(&asked);
-        let upgrade = forward(&mut headers, CLIENT).unwrap();
+        let upgrade = forward(&mut headers, &CLIENT).unwrap();
         assert_eq!(upgrade, "websocket");
         ask_upgrade(&mut headers, upgrade);
         assert_eq!(
@@ -185,14 +186,14 @@ mod tests {
         let h2c =
             [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABk")];
         let mut headers = map(&h2c);
-        assert_eq!(forward(&mut headers, CLIENT), None);
+        assert_eq!(forward(&mut headers, &CLIENT), None);
         assert_eq!(headers.len(), 2, "{headers:?}");
     }
 
     #[test]
     fn trailers_may_be_asked_for() {
         let mut headers = map(&[("te", "trailers")]);
-        forward(&mut headers, CLIENT);
+        forward(&mut headers, &CLIENT);
         assert_eq!(headers["te"], "trailers");
     }
 

@@ -136,7 +136,11 @@ async fn stretch(wire: Wire, visitor: &Arc<Visitor>) -> Next {
     }
     // To hyper that is the end of the stream, or a failure, depending on where it was.
     if let Some(status) = gauge.refusal() {
-        return if half_told { Next::Reset(wire) } else { Next::Refuse(wire, status) };
+        return match gauge.fault_in_body() && gauge.answered() {
+            true if half_told => Next::Reset(wire),
+            true => Next::Close(wire, true),
+            false => Next::Refuse(wire, status),
+        };
     }
     match how {
         Ok(()) => Next::Close(wire, gauge.in_message()),

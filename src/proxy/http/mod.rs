@@ -29,7 +29,7 @@ mod wire;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::Acquire;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
@@ -168,7 +168,7 @@ impl Shared {
     /// Waits until no new work is taken.
     async fn until_stopping(&self) {
         let stop = self.stop.notified();
-        if !self.stopping.load(Relaxed) {
+        if !self.stopping.load(Acquire) {
             stop.await;
         }
     }

@@ -5,10 +5,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep};
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::upstream1::Http1;
 use super::upstream2::Http2;
@@ -20,15 +21,22 @@ const KEEP: Duration = Duration::from_secs(30);
 /// How long a connection may have been idle for a request that cannot be sent twice. No server in use closes idle
 /// connections that soon, so that none is met while it does.
 const SAFE_IDLE: Duration = Duration::from_secs(1);
+/// How long a request waits for another one's HTTP/2 connection.
+const TURN: Duration = Duration::from_millis(250);
 /// Time between two sweeps.
 const SWEEP: Duration = Duration::from_secs(5);
 
 /// The connections of one thread.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Pool {
+    #[expect(clippy::vec_box, reason = "they come and go in their boxes, and are large")]
     http1: Mutex<HashMap<SocketAddr, Vec<Box<Http1>>>>,
     http2: Mutex<HashMap<SocketAddr, Vec<Http2>>>,
+    /// Whose turn it is to open an HTTP/2 connection, by backend.
+    turns: Mutex<HashMap<SocketAddr, Arc<Turn>>>,
 }
+
+type Turn = tokio::sync::Mutex<()>;
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -64,6 +72,13 @@ impl Pool {
         conns.iter().filter(|conn| conn.has_room()).min_by_key(|conn| conn.streams()).cloned()
     }
 
+    /// Waits until nobody else opens an HTTP/2 connection to `backend`, so that requests that come together share one.
+    /// Not for long: whoever opens one may be waiting for a backend that does not answer.
+    pub(super) async fn turn(&self, backend: SocketAddr) -> Option<OwnedMutexGuard<()>> {
+        let turn = Arc::clone(lock(&self.turns).entry(backend).or_default());
+        timeout(TURN, turn.lock_owned()).await.ok()
+    }
+
     /// Shares `conn` with later requests.
     pub(super) fn add(&self, backend: SocketAddr, conn: Http2) {
         lock(&self.http2).entry(backend).or_default().push(conn);
@@ -86,6 +101,8 @@ impl Pool {
             conns.retain(|conn| conn.is_open() && !conn.is_idle(now, KEEP));
             !conns.is_empty()
         });
+        // Nobody waits for a turn that only this table knows.
+        lock(&self.turns).retain(|_, turn| Arc::strong_count(turn) > 1);
     }
 
     /// Throws everything away.

@@ -10,7 +10,7 @@ use http::request::Parts;
 use tokio::time::Instant;
 
 use crate::balance::Lease;
-use crate::obs::access::Entry;
+use crate::obs::access::{AccessLog, Entry};
 
 use super::visitor::Visitor;
 
@@ -31,7 +31,7 @@ impl Record {
     pub(super) fn new(visitor: Arc<Visitor>, request: &Parts) -> Self {
         visitor.busy.fetch_add(1, Relaxed);
         visitor.begun.fetch_add(1, Relaxed);
-        let wanted = visitor.shared.http.log.as_ref().is_some_and(|log| log.wants());
+        let wanted = visitor.shared.http.log.as_ref().is_some_and(AccessLog::wants);
         let entry = wanted.then(|| Box::new(entry(&visitor, request)));
         Self { visitor, started: Instant::now(), lease: None, status: None, sent: 0, entry }
     }

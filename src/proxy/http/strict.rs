@@ -74,6 +74,11 @@ impl Strict {
         self.place == Place::Head && self.size > 0
     }
 
+    /// True within a request's body.
+    pub(super) fn in_body(&self) -> bool {
+        self.place != Place::Head
+    }
+
     /// True between two requests.
     pub(super) fn between(&self) -> bool {
         self.place == Place::Head && self.size == 0
@@ -92,7 +97,7 @@ impl Strict {
                 }
                 Place::Chunk(left) => {
                     let n = left.min(rest.len() as u64);
-                    self.check_chunk_end(left, &rest[..to_usize(n)]).map_err(|fault| (at, fault))?;
+                    Self::check_chunk_end(left, &rest[..to_usize(n)]).map_err(|fault| (at, fault))?;
                     self.place = if n == left { Place::ChunkLine } else { Place::Chunk(left - n) };
                     n
                 }
@@ -215,7 +220,7 @@ impl Strict {
     }
 
     /// The last two bytes of a chunk must be its line's end.
-    fn check_chunk_end(&self, left: u64, bytes: &[u8]) -> Result<(), Fault> {
+    fn check_chunk_end(left: u64, bytes: &[u8]) -> Result<(), Fault> {
         let n = bytes.len() as u64;
         let tail = bytes.iter().rev().zip(0..).take(2);
         for (byte, from_end) in tail {

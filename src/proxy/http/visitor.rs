@@ -4,12 +4,14 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use http::HeaderValue;
 use tokio::net::TcpStream;
 
 use crate::balance::{PortCounters, Upstream, Upstreams};
 use crate::model::{Frontend, Protocol, Via};
 
 use super::super::Shared;
+use super::headers;
 use super::pool::Pool;
 use super::record::Record;
 
@@ -24,6 +26,8 @@ pub(super) struct Visitor {
     pub(super) place: usize,
     /// The client.
     pub(super) peer: SocketAddr,
+    /// The client's address, as `X-Forwarded-For` has it.
+    pub(super) forwarded_for: HeaderValue,
     /// Where it wanted to go.
     pub(super) dst: SocketAddr,
     /// The numbers of the service port that it came for.
@@ -60,6 +64,7 @@ impl Visitor {
             upstreams,
             place,
             peer,
+            forwarded_for: headers::value_of(peer.ip()),
             dst,
             counters,
             busy: AtomicUsize::new(0),

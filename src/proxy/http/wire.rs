@@ -25,6 +25,8 @@ pub(super) struct Gauge {
     unflushed: AtomicBool,
     /// Bytes were read since somebody asked.
     heard: AtomicBool,
+    /// The fault is in a body, of a request that was taken.
+    in_body: AtomicBool,
     /// Bytes were written since the last message that came alone began.
     answered: AtomicBool,
     fault: AtomicU8,
@@ -48,6 +50,11 @@ impl Gauge {
     /// True if nothing is under way in either direction.
     pub(super) fn is_quiet(&self) -> bool {
         !self.in_message.load(Relaxed) && !self.unflushed.load(Relaxed)
+    }
+
+    /// Whether the fault is in the body of a request that was taken.
+    pub(super) fn fault_in_body(&self) -> bool {
+        self.in_body.load(Relaxed)
     }
 
     /// Whether an answer to the message under way may have begun.
@@ -127,6 +134,7 @@ impl Wire {
         } else {
             TOO_LARGE
         };
+        self.gauge.in_body.store(strict.in_body(), Relaxed);
         self.gauge.fault.store(code, Relaxed);
         buf.set_filled(before + good);
         // A read of nothing would be the end of the stream.

@@ -29,7 +29,10 @@ async fn grpc(name: &'static str, dies: CancellationToken) -> SocketAddr {
         let mut tasks = tokio::task::JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
             let service = service_fn(move |request: Request<Incoming>| async move {
-                assert_eq!(request.headers().get("te").map(|te| te.as_bytes()), Some(&b"trailers"[..]));
+                assert_eq!(
+                    request.headers().get("te").map(hyper::http::HeaderValue::as_bytes),
+                    Some(&b"trailers"[..])
+                );
                 let host = request.uri().authority().map(ToString::to_string).unwrap_or_default();
                 let length = request.into_body().collect().await.map_or(0, |b| b.to_bytes().len());
                 let mut trailers = HeaderMap::new();

@@ -140,8 +140,8 @@ async fn answers_come_in_the_order_of_pipelined_requests() {
     );
     let lab = http_lab(&[slow.0, fast.0]);
     let mut client = Reader::new(lab.connect().await);
-    let all: String = (0..20).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
-    client.send(all).await;
+    let all: Vec<_> = (0..20).map(|n| format!("GET /{n} HTTP/1.1\r\nHost: a\r\n\r\n")).collect();
+    client.send(all.concat()).await;
     for n in 0..20 {
         assert_eq!(client.message().await.unwrap().text(), format!("GET /{n} HTTP/1.1"));
     }
@@ -266,4 +266,28 @@ async fn a_backend_that_answers_with_errors_is_left_out_where_a_rule_says_so() {
     assert_eq!(codes.iter().filter(|code| **code == 500).count(), 3, "{codes:?}");
     eventually("it counts as ejected", || lab.states().contains(&edgesplice::balance::BackendState::Ejected))
         .await;
+}
+
+/// Answers that have no body, whatever their headers say.
+#[tokio::test]
+async fn answers_without_a_body_end_with_their_head() {
+    let (backend, accepted) = scripted(|request, _| {
+        let answer = match request.first.split(' ').nth(1) {
+            Some("/204") => "HTTP/1.1 204 No Content\r\n\r\n",
+            Some("/304") => "HTTP/1.1 304 Not Modified\r\nETag: 1\r\n\r\n",
+            _ => "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n",
+        };
+        (answer.to_owned(), false)
+    })
+    .await;
+    let lab = http_lab(&[backend]);
+    let mut client = Reader::new(lab.connect().await);
+    for _ in 0..3 {
+        client.send("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+        let head = client.head().await.unwrap();
+        assert_eq!((head.status(), head.header("content-length")), (200, Some("1000")));
+        assert_eq!(client.ask("GET /204 HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 204);
+        assert_eq!(client.ask("GET /304 HTTP/1.1\r\nHost: a\r\n\r\n").await.status(), 304);
+    }
+    assert_eq!(accepted.load(Relaxed), 1);
 }
