@@ -4,7 +4,7 @@ DESTDIR ?=
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench install
+.PHONY: help build test lint demo bench dist install
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,5 +26,8 @@ demo: ## the main job in network namespaces, each request and its answer printed
 bench: ## the side-by-side table; QUICK=1 for a short run (root or sudo)
 	@scripts/bench.sh
 
-install: build ## into $(DESTDIR)$(PREFIX)/bin
-	install -D -m 0755 target/release/edgesplice "$(DESTDIR)$(PREFIX)/bin/edgesplice"
+dist: ## static programs for amd64, arm64 and arm in dist/; DIST_ARCH=amd64 for one of them
+	@scripts/dist.sh
+
+install: build ## program, manual, completions and systemd unit into $(DESTDIR)$(PREFIX)
+	@PREFIX="$(PREFIX)" DESTDIR="$(DESTDIR)" scripts/install.sh target/release/edgesplice

@@ -284,7 +284,7 @@ fn start() {
 }
 
 fn memory(agent: &Agent) -> (usize, usize) {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let status = std::fs::read_to_string(format!("/proc/{}/status", agent.worker())).unwrap();
     let of = |key: &str| -> usize {
         let line = status.lines().find_map(|l| l.strip_prefix(key)).unwrap();
         line.trim().trim_end_matches(" kB").trim().parse().unwrap()

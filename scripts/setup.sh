@@ -43,6 +43,15 @@ demo | test | bench)
     need setpriv util-linux
     need timeout coreutils
     need sysctl procps
+    if [ "$what" = test ]; then
+        # What holds deploy/ to the rules: a container runtime, systemd's own checker, and clients of the registries
+        # from which scripts/tools.sh gets the rest.
+        need crun crun
+        need systemd-analyze systemd
+        need npm npm
+        need python3 python3
+        python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+    fi
     if [ "$what" = bench ]; then
         need haproxy haproxy
         [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || packages+=(libnginx-mod-stream)

@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 PATH="$PATH:/usr/sbin:/sbin:${CARGO_HOME:-$HOME/.cargo}/bin"
 scripts/setup.sh test
+scripts/tools.sh
 # shellcheck source=scripts/runner.sh
 . scripts/runner.sh
 cargo test --locked --no-fail-fast "$@"

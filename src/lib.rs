@@ -15,6 +15,8 @@ pub mod cli;
 pub mod config;
 // Names: the cluster's own, and others relayed.
 pub mod dns;
+// The parent process that outlives the agent's work.
+pub mod keeper;
 // Starting, draining and ending of tasks.
 pub mod life;
 // Services, backends and how each is reached: pure, no I/O.

@@ -103,7 +103,8 @@ impl Scene {
     /// What the kernel says that the agent and its programs have used so far.
     fn cpu(&self) -> Duration {
         // `env` and `ip netns exec` have become the agent, so that the process is the agent itself.
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.agent.pid())).expect("a running agent");
+        let stat =
+            fs::read_to_string(format!("/proc/{}/stat", self.agent.worker())).expect("a running agent");
         let (_, rest) = stat.rsplit_once(") ").expect("a name in brackets");
         let ticks: u64 =
             rest.split(' ').skip(11).take(4).map(|word| word.parse::<u64>().expect("a number")).sum();

@@ -51,7 +51,7 @@ fn help_and_version_are_no_errors() {
         assert_eq!(output.status.code(), Some(0), "{args:?}: {}", stderr(&output));
         assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}");
     }
-    for command in ["run", "check", "rules", "status", "resolve", "version"] {
+    for command in ["run", "check", "rules", "status", "resolve", "migrate-config", "version"] {
         let output = run(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0), "{command}");
         let help = stdout(&output);

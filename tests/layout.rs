@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("net", &[]),
     ("obs", &[]),
     ("life", &[]),
+    ("keeper", &[]),
     ("config", &[]),
     ("source", &["config"]),
     ("model", &["config", "source"]),
@@ -18,8 +19,8 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dns", &["config", "model"]),
     ("balance", &["config", "model"]),
     ("proxy", &["config", "model", "balance"]),
-    ("app", &["config", "source", "model", "rules", "dns", "balance", "proxy"]),
-    ("cli", &["config", "source", "model", "rules", "dns", "app"]),
+    ("app", &["config", "source", "model", "rules", "dns", "balance", "proxy", "keeper"]),
+    ("cli", &["config", "source", "model", "rules", "dns", "app", "keeper"]),
     // The two roots name every module.
     ("lib", &[]),
     ("main", &["cli"]),

@@ -205,7 +205,7 @@ fn a_second_agent_is_refused_by_name() {
     assert_eq!(second.code, 1, "{}", second.stderr);
     let said = second.stderr.to_lowercase();
     assert!(said.contains("edgesplice") && said.contains("already"), "{}", second.stderr);
-    assert!(said.contains(&agent.pid().to_string()), "it does not say which process: {}", second.stderr);
+    assert!(said.contains(&agent.worker().to_string()), "it does not say which process: {}", second.stderr);
     running.assert_same(&a.state(), "after the second start");
     assert_eq!(ask(&a).as_deref(), Ok("hello"));
 }

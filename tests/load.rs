@@ -99,13 +99,13 @@ async fn exchange(stream: &mut TcpStream) -> std::io::Result<()> {
 }
 
 fn resident_kib(agent: &Agent) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.worker())).unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn descriptors(agent: &Agent) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", agent.pid())).unwrap().count()
+    fs::read_dir(format!("/proc/{}/fd", agent.worker())).unwrap().count()
 }
 
 #[test]

@@ -66,7 +66,7 @@ fn measure_agent(kind: &str, node: &Node) -> Size {
     running.stop();
     let (running, again) = start();
     std::thread::sleep(Duration::from_secs(1));
-    let resident = cpu::resident(&[running.pid()]);
+    let resident = cpu::resident(&[running.pid(), running.worker()]);
     size(Some(resident), first, Some(again), node)
 }
 

@@ -19,6 +19,9 @@ use crate::proxy::{Proxy, Shard};
 
 /// Threads at most, where the user did not say: an edge node's cores are for its pods.
 const MOST_WORKERS: usize = 2;
+/// Longest wait of clients that queued while no worker lived for the first snapshot: without a disk cache it may take
+/// for ever, and they are better told.
+const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
 /// How often a thread shows that it moves.
 const BEAT: Duration = Duration::from_secs(1);
 /// How old the last beat may be before a thread counts as stuck.
@@ -68,7 +71,13 @@ pub(super) fn threads(settings: &ProxySettings) -> usize {
 
 impl DataPlane {
     /// Starts a thread with a runtime for each of the acceptor's sockets and serves there.
-    pub(super) fn start(proxy: Proxy, upstreams: &Arc<Upstreams>, drain: &Drain) -> anyhow::Result<Self> {
+    /// `adopted`: clients may have queued on the sockets already, so nobody is served before there is a snapshot.
+    pub(super) fn start(
+        proxy: Proxy,
+        upstreams: &Arc<Upstreams>,
+        drain: &Drain,
+        adopted: bool,
+    ) -> anyhow::Result<Self> {
         let shards = proxy.into_shards();
         let pulse = Pulse::new(shards.len());
         let (done, ended) = mpsc::unbounded_channel();
@@ -80,7 +89,18 @@ impl DataPlane {
                 .build()
                 .context("cannot start a runtime of the data plane")?;
             runtimes.push(runtime.handle().clone());
-            let work = serve(shard, number, pulse.clone(), Arc::clone(upstreams), drain.clone());
+            let (waited, stop) = (Arc::clone(upstreams), drain.stop().clone());
+            let serving = serve(shard, number, pulse.clone(), Arc::clone(upstreams), drain.clone());
+            let work = async move {
+                if adopted {
+                    tokio::select! {
+                        () = waited.begun() => {}
+                        () = stop.cancelled() => {}
+                        () = tokio::time::sleep(FIRST_SNAPSHOT) => {}
+                    }
+                }
+                serving.await
+            };
             let done = done.clone();
             let thread = std::thread::Builder::new()
                 .name(format!("data-{number}"))

@@ -5,10 +5,16 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
+/// How long a process that was killed may still hold the lock: its keeper, which its caller waits for, ends first.
+const DYING: Duration = Duration::from_millis(500);
+/// Time between two looks meanwhile.
+const LOOK: Duration = Duration::from_millis(20);
 /// The abstract name, shown as `@edgesplice` by `ss -xl`.
 const NAME: &[u8] = b"edgesplice";
 
@@ -33,19 +39,34 @@ impl InstanceLock {
     /// Takes the lock, or says who holds it.
     pub(super) fn take() -> anyhow::Result<Self> {
         let name = SocketAddr::from_abstract_name(NAME).context("the name of the instance lock")?;
-        match UnixListener::bind_addr(&name) {
-            Ok(listener) => Ok(Self { _listener: listener }),
-            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-                Err(AlreadyRunning { pid: holder() }.into())
+        let end = Instant::now() + DYING;
+        loop {
+            match UnixListener::bind_addr(&name) {
+                Ok(listener) => return Ok(Self { _listener: listener }),
+                Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
+                    return Err(error).context("cannot take the instance lock @edgesplice");
+                }
+                Err(_) if Instant::now() >= end => return Err(AlreadyRunning { pid: look() }.into()),
+                Err(_) => sleep(LOOK),
             }
-            Err(error) => Err(error).context("cannot take the instance lock @edgesplice"),
         }
     }
 }
 
-/// The process id of the running agent, if one runs in this network namespace. A process in another pid namespace
-/// shows as 0.
+/// The process id of the running agent, if one runs in this network namespace and does not die just now. A process in
+/// another pid namespace shows as 0.
 pub fn holder() -> Option<i32> {
+    let end = Instant::now() + DYING;
+    loop {
+        let holder = look()?;
+        if Instant::now() >= end {
+            return Some(holder);
+        }
+        sleep(LOOK);
+    }
+}
+
+fn look() -> Option<i32> {
     let name = SocketAddr::from_abstract_name(NAME).ok()?;
     let stream = UnixStream::connect_addr(&name).ok()?;
     getsockopt(&stream, PeerCredentials).ok().map(|credentials| credentials.pid())

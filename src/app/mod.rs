@@ -12,6 +12,7 @@ mod names;
 mod neighbours;
 mod offline;
 mod report;
+mod supervisor;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use tracing::{info, warn};
 
 use crate::balance::Upstreams;
 use crate::config::Settings;
+use crate::keeper::Store;
 use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::admin::AdminServer;
@@ -38,7 +40,7 @@ use crate::source::Sink;
 
 pub use check::{Checkup, check};
 pub use instance::holder;
-pub use offline::{render_rules, resolve_offline};
+pub use offline::{check_manifests, render_rules, resolve_offline};
 
 use control::{Answering, Control, Shared};
 use data::DataPlane;
@@ -48,6 +50,10 @@ use report::Reporter;
 
 /// Updates that may wait for the control task; a source that is faster waits.
 const UPDATE_QUEUE: usize = 1024;
+/// The name under which the acceptor's sockets outlive this process.
+const ACCEPTOR: &str = "acceptor";
+/// How often readiness is looked at until it is there, for the keeper.
+const READY_LOOK: Duration = Duration::from_millis(50);
 /// Longest wait for the tasks of the control thread to end.
 const CONTROL_STOP: Duration = Duration::from_secs(5);
 
@@ -66,16 +72,12 @@ pub struct Running {
     _lock: InstanceLock,
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
-pub fn run(settings: Settings) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the control runtime")?;
-    runtime.block_on(async {
+/// Runs the agent until SIGTERM or SIGINT. `keeper` holds what is to outlive this process.
+pub fn run(settings: Settings, keeper: Option<Store>) -> anyhow::Result<()> {
+    control_runtime()?.block_on(async {
         // Before anything is installed, so that no signal can end the process with rules in place.
         let mut signals = Signals::new()?;
-        let mut running = start(settings).await?;
+        let mut running = start(settings, keeper).await?;
         let failed = tokio::select! {
             () = signals.stop() => None,
             error = running.failed() => Some(error),
@@ -89,9 +91,30 @@ pub fn run(settings: Settings) -> anyhow::Result<()> {
     })
 }
 
+fn control_runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the control runtime")
+}
+
+/// Takes away what workers that keep dying, or one that was not given the time, have left.
+pub fn withdraw_leftovers(settings: &Settings) -> anyhow::Result<()> {
+    // Another agent's rules are not ours to take.
+    if settings.proxy.keep_rules || holder().is_some() {
+        return Ok(());
+    }
+    warn!("the agent has died and is not there: its rules are taken away");
+    control_runtime()?.block_on(rules::remove_leftovers(&HostTools))?;
+    Ok(())
+}
+
 /// Binds, wires and starts everything. When it returns, the agent works, or is about to: `/readyz` tells. An error
 /// leaves the machine as it was.
-pub async fn start(settings: Settings) -> anyhow::Result<Running> {
+pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<Running> {
+    if let Some(last) = keeper.as_ref().and_then(Store::last) {
+        warn!("the agent's last process {last}; this one goes on where it stood");
+    }
     let settings = Arc::new(settings);
     // Everything that can be wrong with what the user gave comes first: nothing has been touched yet.
     let source = offline::open(&settings).await?;
@@ -104,7 +127,17 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let admin = AdminServer::bind(settings.admin.listen)?;
     let admin_addr = admin.local_addr();
     let threads = data::threads(&settings.proxy);
-    let proxy = Proxy::bind_sharded(&settings.proxy, settings.intercept.own_mark, threads)?;
+    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
+    let own_mark = settings.intercept.own_mark;
+    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
+    let is_adopted = adopted.is_some();
+    let proxy = match adopted {
+        Some(proxy) => proxy,
+        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
+    };
+    if let Some(Err(error)) = keeper.as_ref().map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
+        warn!(%error, "the acceptor's sockets will not outlive this process");
+    }
     let proxy_port = proxy.port();
 
     let upstreams = Arc::new(Upstreams::new());
@@ -122,11 +155,10 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     let tasks = TaskTracker::new();
     let drain = Drain::new();
 
-    let data = DataPlane::start(proxy, &upstreams, &drain)?;
+    let data = DataPlane::start(proxy, &upstreams, &drain, is_adopted)?;
     let health = HealthPorts::new(Arc::clone(&shared), data.pulse());
-    let udp =
-        UdpPlane::new(data.runtimes().to_vec(), Arc::clone(&upstreams), guard, settings.intercept.own_mark)
-            .context("cannot read the limit of open descriptors")?;
+    let udp = UdpPlane::new(data.runtimes().to_vec(), Arc::clone(&upstreams), guard, own_mark)
+        .context("cannot read the limit of open descriptors")?;
     let datagrams = udp.counters();
     let dns = names::start(&settings, &shared, data.runtimes()).await?;
     let answering = Answering { udp, dns, health };
@@ -147,15 +179,37 @@ pub async fn start(settings: Settings) -> anyhow::Result<Running> {
     });
 
     tasks.spawn(control.run(updates_rx, stop.clone()));
-    tasks.spawn(probe::run(probed, settings.intercept.own_mark, stop.clone()));
+    tasks.spawn(probe::run(probed, own_mark, stop.clone()));
     let sink = Sink { updates: updates_tx, status: status_tx };
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
     tasks.spawn(async move { source.run(&for_source, sink, until).await });
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
     tasks.spawn(warnings.follow(stop.clone()));
+    tasks.spawn(supervisor::run(Arc::clone(&reporter), drain.stop().clone(), stop.clone()));
+    if let Some(keeper) = keeper {
+        tasks.spawn(kept(keeper, Arc::clone(&reporter), drain.stop().clone()));
+    }
     tasks.spawn(admin.serve(reporter.handlers(), stop.clone()));
     info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
     Ok(Running { proxy_port, admin: admin_addr, settings, drain, data, stop, tasks, rules, _lock: lock })
+}
+
+/// Tells the keeper once the agent does its work, and lets go of the sockets when it is to end.
+async fn kept(keeper: Store, reporter: Arc<Reporter>, stopping: CancellationToken) {
+    let ready = async {
+        while !reporter.conditions().iter().all(|condition| condition.ok) {
+            tokio::time::sleep(READY_LOOK).await;
+        }
+        if let Err(error) = keeper.ready() {
+            warn!(%error, "the keeper cannot be told that the agent is ready");
+        }
+        std::future::pending::<()>().await;
+    };
+    tokio::select! {
+        () = ready => {}
+        // From now on clients are to be refused, not left to queue.
+        () = stopping.cancelled() => drop(keeper.keep::<std::net::TcpListener>(ACCEPTOR, &[])),
+    }
 }
 
 impl Running {

@@ -122,6 +122,14 @@ pub(super) async fn open(settings: &Settings) -> anyhow::Result<Opened> {
     }
 }
 
+/// Reads the manifests as a start would, where they are the source; touches nothing and asks nobody.
+pub fn check_manifests(settings: &Settings) -> Result<(), UsageError> {
+    let source = &settings.source;
+    let chosen = matches!(source.kind, SourceKind::Auto | SourceKind::Manifests);
+    let Some(path) = source.manifests.as_ref().filter(|_| chosen) else { return Ok(()) };
+    manifests::load(path).map(drop).map_err(|fault| UsageError::new(fault.to_string()))
+}
+
 /// The snapshot and the ranges that `run` would begin with.
 pub(super) async fn begin(settings: &Settings) -> anyhow::Result<(Arc<Snapshot>, Vec<IpNet>)> {
     let objects = open(settings).await?.first().await?;

@@ -131,7 +131,7 @@ impl Reporter {
     }
 
     /// Readiness: a snapshot is in force, the rules are in, and the listeners are up.
-    fn conditions(&self) -> Vec<Condition> {
+    pub(super) fn conditions(&self) -> Vec<Condition> {
         let condition = |name: &str, ok, detail: String| Condition { name: name.to_owned(), ok, detail };
         let loaded = self.shared.loaded.load(Acquire);
         let ports = self.shared.snapshot.load().ports.len();
@@ -157,7 +157,7 @@ impl Reporter {
     }
 
     /// Whether the data plane moves. This thread does, or it would not answer.
-    fn live(&self) -> Vec<Condition> {
+    pub(super) fn live(&self) -> Vec<Condition> {
         let (age, ok) = self.pulse.age();
         let detail = format!("last moved {:.1} s ago", age.as_secs_f64());
         vec![Condition { name: "data-plane".to_owned(), ok, detail }]

@@ -104,6 +104,8 @@ pub struct Upstreams {
     memory: Mutex<Memory>,
     held: Mutex<Vec<Held>>,
     changes: Arc<watch::Sender<u64>>,
+    /// Whether a snapshot has come into force.
+    begun: watch::Sender<bool>,
     epoch: Instant,
 }
 
@@ -147,6 +149,7 @@ impl Upstreams {
             memory: Mutex::default(),
             held: Mutex::default(),
             changes: Arc::new(watch::channel(0).0),
+            begun: watch::channel(false).0,
             // One microsecond back, so that no tick is 0.
             epoch: now().checked_sub(std::time::Duration::from_micros(1)).unwrap_or_else(now),
         }
@@ -202,6 +205,13 @@ impl Upstreams {
         drop((table, before));
         memory.snapshot = snapshot;
         memory.sweep();
+        self.begun.send_if_modified(|begun| !std::mem::replace(begun, true));
+    }
+
+    /// Waits for the first snapshot.
+    pub async fn begun(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.begun.subscribe().wait_for(|begun| *begun).await;
     }
 
     /// The service port offered at `frontend`.

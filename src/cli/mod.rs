@@ -8,7 +8,11 @@ pub mod check;
 /// `cleanup`: what older EdgeMesh versions and a killed agent left behind.
 pub mod cleanup;
 mod client;
+/// `completions` and `man`: what packages of this program bring along.
+pub mod completions;
 mod flags;
+/// `migrate-config`: EdgeMesh's configuration as this program's.
+pub mod migrate_config;
 /// Results on standard output.
 pub mod out;
 /// `resolve`: what becomes of one destination.
@@ -88,8 +92,16 @@ pub enum Command {
     Status(status::Args),
     /// Explain one destination: which service port, which backends, which not and why.
     Resolve(resolve::Args),
+    /// Translate EdgeMesh's `edgemesh-agent.yaml`, key by key; says what has no counterpart and changes nothing.
+    MigrateConfig(migrate_config::Args),
     /// Print version, commit and features.
     Version(version::Args),
+    /// Print the completion script of a shell.
+    #[command(hide = true)]
+    Completions(completions::CompletionsArgs),
+    /// Write the manual pages into a folder.
+    #[command(hide = true)]
+    Man(completions::ManArgs),
 }
 
 impl Command {
@@ -97,6 +109,11 @@ impl Command {
     fn needs_node_name(&self) -> bool {
         matches!(self, Self::Run(_) | Self::Rules(_) | Self::Resolve(_))
     }
+}
+
+/// The whole command line, for whoever describes it.
+fn command() -> clap::Command {
+    Cli::command()
 }
 
 /// What every command gets beside its own arguments.
@@ -159,7 +176,10 @@ impl Invocation {
             Command::Rules(args) => rules::run(args, context),
             Command::Status(args) => status::run(args, context),
             Command::Resolve(args) => resolve::run(args, context),
+            Command::MigrateConfig(args) => migrate_config::run(args, context),
             Command::Version(args) => version::run(args, context),
+            Command::Completions(args) => completions::completions(args, context),
+            Command::Man(args) => completions::man(args, context),
         }
     }
 }

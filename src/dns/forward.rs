@@ -207,7 +207,7 @@ impl Forwarder {
     }
 
     async fn over_tcp(&self, question: &Question, server: SocketAddr) -> io::Result<Vec<u8>> {
-        let mut stream = sock::connect(server, self.own_mark).await?;
+        let mut stream = sock::connect(server, self.own_mark, true).await?;
         let id = fastrand::u16(..);
         let packet = question.packet(id);
         let length = u16::try_from(packet.len()).map_err(io::Error::other)?;

@@ -1,6 +1,7 @@
 //! Builders for the two legs of a connection, the original destination, resets, and the descriptor limit.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Duration;
@@ -80,10 +81,12 @@ pub fn unmapped(addr: SocketAddr) -> SocketAddr {
     SocketAddr::new(addr.ip().to_canonical(), addr.port())
 }
 
-/// Connects to a backend with the options of the backend leg. `mark` 0 sets no packet mark.
+/// Connects to a backend with the options of the backend leg. `mark` 0 sets no packet mark. `speaks_first`: the caller
+/// has bytes to send as soon as this is ready; they then go in the packet that ends the handshake. Without any, the
+/// kernel would hold that packet back for up to 200 ms.
 ///
 /// There is no timeout here: dropping the future closes the socket. Keep-alive is off, see [`keep_alive`].
-pub async fn connect(addr: SocketAddr, mark: u32) -> io::Result<TcpStream> {
+pub async fn connect(addr: SocketAddr, mark: u32, speaks_first: bool) -> io::Result<TcpStream> {
     let socket = if addr.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     {
         let options = SockRef::from(&socket);
@@ -91,8 +94,17 @@ pub async fn connect(addr: SocketAddr, mark: u32) -> io::Result<TcpStream> {
             options.set_mark(mark)?;
         }
         options.set_tcp_nodelay(true)?;
+        if speaks_first {
+            options.set_tcp_quickack(false)?;
+        }
     }
     socket.connect(addr).await
+}
+
+/// True if bytes have come that nobody has read.
+pub fn has_bytes(stream: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    SockRef::from(stream).peek(&mut byte).is_ok_and(|n| n > 0)
 }
 
 /// Switches keep-alive on for a connection of [`connect`]. That takes four system calls, which a connection that is
@@ -282,7 +294,7 @@ mod tests {
     async fn backend_leg_has_its_options() {
         let listener = tokio_listener();
         let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, local_addr(&listener).unwrap().port()));
-        let stream = connect(addr, 0).await.unwrap();
+        let stream = connect(addr, 0, false).await.unwrap();
         let socket = SockRef::from(&stream);
         assert!(socket.tcp_nodelay().unwrap());
         assert!(!socket.keepalive().unwrap());

@@ -16,7 +16,7 @@ use crate::balance::{PortCounters, Upstream, Upstreams};
 use crate::model::{Frontend, Mode, Protocol, Via};
 use crate::net::sock;
 
-use super::dial::{self, DialError, Request};
+use super::dial::{self, DialError, Request, TcpDialer};
 use super::greeting;
 use super::http::{self, Outcome};
 use super::relay::Relay;
@@ -242,7 +242,9 @@ async fn connect(
             () = shared.until_killed() => {}
         }
     };
-    dial::dial(&shared.dialer, request, gone).await
+    // Most clients have sent their request by now.
+    let speaks_first = upstream.port.proxy_protocol || sock::has_bytes(client);
+    dial::dial(&TcpDialer { speaks_first, ..shared.dialer }, request, gone).await
 }
 
 /// Resets the client: after accept, that is all that can still be said.

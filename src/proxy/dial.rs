@@ -30,13 +30,15 @@ pub trait Dialer: Send + Sync {
 pub struct TcpDialer {
     /// Packet mark; 0 for none.
     pub mark: u32,
+    /// There are bytes to send as soon as a backend is connected, see [`sock::connect`].
+    pub speaks_first: bool,
 }
 
 impl Dialer for TcpDialer {
     type Stream = TcpStream;
 
     fn dial(&self, addr: SocketAddr) -> impl Future<Output = io::Result<TcpStream>> + Send {
-        sock::connect(addr, self.mark)
+        sock::connect(addr, self.mark, self.speaks_first)
     }
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A connection's way: `accept` takes it, `conn` reads where it wanted to go, finds the service port and has [`dial`]
 //! connect a backend before a byte is read from the client, [`relay`] moves the bytes until both sides have
-//! ended. On HTTP ports `http` answers requests instead. Datagrams have a way of their own, [`udp`].
-//! What does not belong here: which backends exist (`model`), which of them is picked (`balance`), and how packets get here (`rules`).
+//! ended. On HTTP ports `http` answers requests instead. Datagrams have a way of their own, [`udp`]. What does not
+//! belong here: which backends exist (`model`), which of them is picked (`balance`), and how packets get here (`rules`).
 
 mod accept;
 mod conn;
@@ -17,6 +17,7 @@ pub mod udp;
 
 use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{
@@ -99,17 +100,11 @@ struct Shared {
 }
 
 impl Proxy {
-    /// Binds the acceptor with `shards` sockets on one port, see [`Self::into_shards`]. `own_mark` is the packet mark of outbound connections; 0 sets none (tests).
+    /// Binds the acceptor with `shards` sockets on one port, see [`Self::into_shards`]. `own_mark` is the packet mark of
+    /// outbound connections; 0 sets none (tests).
     ///
     /// Fails if the port is taken or the mark may not be set.
     pub fn bind_sharded(settings: &ProxySettings, own_mark: u32, shards: usize) -> anyhow::Result<Self> {
-        if own_mark != 0 {
-            sock::check_mark(own_mark).with_context(|| {
-                format!(
-                    "cannot set packet mark {own_mark:#x} on a socket; run as root or grant CAP_NET_ADMIN"
-                )
-            })?;
-        }
         let listen = |port| {
             sock::listen(port, shards > 1).with_context(|| {
                 format!("cannot listen on TCP port {port}; choose another one with --proxy-port")
@@ -120,6 +115,37 @@ impl Proxy {
         for _ in 1..shards {
             listeners.push(listen(port)?);
         }
+        Self::on(listeners, settings, own_mark)
+    }
+
+    /// Takes over sockets that [`Self::bind_sharded`] has bound for an earlier data plane of `shards` parts. `None` if
+    /// they are not as `settings` say.
+    ///
+    /// Fails if the mark may not be set.
+    pub fn adopt(
+        sockets: Vec<OwnedFd>,
+        settings: &ProxySettings,
+        own_mark: u32,
+        shards: usize,
+    ) -> anyhow::Result<Option<Self>> {
+        let listeners: Vec<TcpListener> = sockets.into_iter().map(TcpListener::from).collect();
+        let port =
+            listeners.first().and_then(|listener| sock::local_addr(listener).ok()).map(|addr| addr.port());
+        if listeners.len() != shards || (settings.port != 0 && port != Some(settings.port)) {
+            return Ok(None);
+        }
+        Self::on(listeners, settings, own_mark).map(Some)
+    }
+
+    fn on(listeners: Vec<TcpListener>, settings: &ProxySettings, own_mark: u32) -> anyhow::Result<Self> {
+        if own_mark != 0 {
+            sock::check_mark(own_mark).with_context(|| {
+                format!(
+                    "cannot set packet mark {own_mark:#x} on a socket; run as root or grant CAP_NET_ADMIN"
+                )
+            })?;
+        }
+        let port = sock::local_addr(&listeners[0]).context("cannot read the acceptor's own port")?.port();
         let descriptors = sock::nofile().context("cannot read the limit of open descriptors")?;
         let max_pipes = MAX_PIPES.min(descriptors / 16);
         let by_descriptors = descriptors
@@ -144,7 +170,7 @@ impl Proxy {
                 destination: Arc::new(sock::original_dst),
                 guard: Arc::new(|_| false),
                 takeover: Arc::new(|_| None),
-                dialer: TcpDialer { mark: own_mark },
+                dialer: TcpDialer { mark: own_mark, speaks_first: false },
                 pipes: PipePool::new(usize::try_from(max_pipes).unwrap_or(usize::MAX)),
                 http: http::Http::new(&settings.http).with_context(|| {
                     format!("cannot open the access log; give another {}", keys::ACCESS_LOG)
@@ -183,6 +209,11 @@ impl Proxy {
     pub fn with_takeover(mut self, takeover: Takeover) -> Self {
         self.shared.takeover = takeover;
         self
+    }
+
+    /// The acceptor's sockets, for whoever keeps them beyond this process's end.
+    pub fn sockets(&self) -> &[TcpListener] {
+        &self.listeners
     }
 
     /// The port that was bound.

@@ -42,7 +42,7 @@ pub async fn run(upstreams: Arc<Upstreams>, mark: u32, stop: CancellationToken) 
 async fn probe(upstreams: &Upstreams, held: &Held, mark: u32) {
     for endpoint in held.pool().endpoints() {
         let started = tokio::time::Instant::now();
-        let answer = timeout(PATIENCE, sock::connect(endpoint.addr, mark)).await;
+        let answer = timeout(PATIENCE, sock::connect(endpoint.addr, mark, false)).await;
         match answer {
             Ok(Err(e)) if e.kind() == std::io::ErrorKind::ConnectionRefused => continue,
             // This machine's own trouble says nothing.

@@ -130,6 +130,12 @@ pub fn jump(chain: &str) -> String {
     format!("-m comment --comment {COMMENT} -j {chain}")
 }
 
+/// Lets the packets of established TCP connections leave a chain that has to do with new ones. Measured with
+/// iptables-nft: see `docs/bench/syscalls.md`.
+fn established_tcp() -> String {
+    format!("-p tcp -m conntrack ! --ctstate NEW -m comment --comment {COMMENT} -j RETURN")
+}
+
 /// Makes the plan. The number of rules depends on the ranges alone, and on whether any load balancer has source
 /// ranges; only without ipset also on `wanted.skip`.
 pub fn plan(wanted: &Wanted, capabilities: Capabilities) -> Plan {
@@ -240,6 +246,9 @@ impl Input<'_> {
                 "-p udp -m mark --mark {mark:#x}/{mark:#x} -m comment --comment {COMMENT} -j ACCEPT"
             ));
         }
+        let to_us = format!("-p tcp -m tcp --dport {port}");
+        input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
+        input.push(established_tcp());
         if self.capabilities.ipset {
             input.push(format!(
                 "-p tcp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"
@@ -256,8 +265,6 @@ impl Input<'_> {
                 ));
             }
         }
-        let to_us = format!("-p tcp -m tcp --dport {port}");
-        input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
         input.push(format!("{to_us} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"));
         if self.capabilities.ipset {
             let health = external_sets(self.family).health;
@@ -265,15 +272,14 @@ impl Input<'_> {
                 "-p tcp -m set --match-set {health} dst,dst -m comment --comment {COMMENT} -j ACCEPT"
             ));
         }
-        // What is left alone may be routed to whoever serves it.
-        let mut forward: Vec<String> = if self.capabilities.ipset {
-            let skip = skip_set(self.family);
-            vec![format!("-m set --match-set {skip} dst -m comment --comment {COMMENT} -j RETURN")]
+        // What is left alone may be routed to whoever serves it. The range comes first: other traffic pays for no look-up.
+        let (mut forward, spared) = if self.capabilities.ipset {
+            (Vec::new(), format!("-m set ! --match-set {} dst ", skip_set(self.family)))
         } else {
-            self.skip_each().collect()
+            (self.skip_each().collect(), String::new())
         };
         forward.extend(self.ranges.iter().map(|range| {
-            format!("-d {range} -m comment --comment {COMMENT} -j REJECT --reject-with {unreachable}")
+            format!("-d {range} {spared}-m comment --comment {COMMENT} -j REJECT --reject-with {unreachable}")
         }));
         // On its way out, before connection tracking knows it: a refusal that is remembered would be remembered as not
         // redirected, and the next connection from the same port be lost if the frontend is served by then.
@@ -293,8 +299,8 @@ impl Input<'_> {
         }
     }
 
-    /// Marks new packets to a range that nobody serves, and every datagram to a frontend that is served. The range is
-    /// matched first, so that other traffic never pays for a set lookup.
+    /// Marks new packets to a range that nobody serves, and every datagram to a frontend that is served. The packets of
+    /// established connections leave at once, and the range is matched before a set: other traffic pays for neither.
     fn mangle(&self) -> TablePlan {
         let mark = format!(
             "-m comment --comment {COMMENT} -j MARK --set-xmark {0:#x}/{0:#x}",
@@ -302,17 +308,16 @@ impl Input<'_> {
         );
         let mut rules = vec![self.own()];
         if self.capabilities.ipset {
+            rules.push(established_tcp());
             let (served, skip) = (served_set(self.family), skip_set(self.family));
             let left_alone = format!("-m set ! --match-set {skip} dst");
             let unserved = format!("{left_alone} -m set ! --match-set {served} dst,dst");
             let routed = self.capabilities.policy_routing;
             for range in self.ranges {
                 // Datagrams that cannot be delivered are refused, served or not.
-                for (protocol, whom) in
-                    [("tcp", &unserved), ("udp", if routed { &unserved } else { &left_alone })]
-                {
-                    rules.push(format!("-d {range} -p {protocol} -m conntrack --ctstate NEW {whom} {mark}"));
-                }
+                rules.push(format!("-d {range} -p tcp {unserved} {mark}"));
+                let whom = if routed { &unserved } else { &left_alone };
+                rules.push(format!("-d {range} -p udp -m conntrack --ctstate NEW {whom} {mark}"));
                 if routed {
                     rules.push(
                         self.deliver(&format!("-d {range} -p udp -m set --match-set {served} dst,dst")),
@@ -344,20 +349,19 @@ impl Input<'_> {
     /// frontends that nobody serves, and those from elsewhere to the ones that serve clients of this node only.
     fn mangle_external(&self, mark: &str) -> Vec<String> {
         let sets = external_sets(self.family);
-        let new = "-p tcp -m conntrack --ctstate NEW";
         let mut rules = Vec::new();
         if self.is_guarded() {
             rules.push(format!(
-                "{new} -m set --match-set {} dst,dst -m set ! --match-set {} dst,dst,src \
+                "-p tcp -m set --match-set {} dst,dst -m set ! --match-set {} dst,dst,src \
                  -m comment --comment {COMMENT} -j DROP",
                 sets.guarded, sets.sources
             ));
         }
-        rules.push(format!("{new} -m set --match-set {} dst,dst {mark}", sets.nobody));
+        rules.push(format!("-p tcp -m set --match-set {} dst,dst {mark}", sets.nobody));
         let pods = self.wanted.pods.iter().find(|net| is_of(self.family, net.addr()));
         let elsewhere = pods.map(|net| format!("! -s {net} ")).unwrap_or_default();
         rules.push(format!(
-            "{elsewhere}{new} -m addrtype ! --src-type LOCAL -m set --match-set {} dst,dst {mark}",
+            "{elsewhere}-p tcp -m addrtype ! --src-type LOCAL -m set --match-set {} dst,dst {mark}",
             sets.here
         ));
         rules

@@ -57,9 +57,14 @@ impl Agent {
         }
     }
 
-    /// Its process id.
+    /// The id of the process that was started, which is the keeper.
     pub fn pid(&self) -> u32 {
         self.process.pid()
+    }
+
+    /// The id of the process that does the work.
+    pub fn worker(&self) -> u32 {
+        super::eventually("a worker", READY, || worker_of(self.pid()))
     }
 
     /// What it has logged so far.
@@ -149,8 +154,12 @@ impl Agent {
 
     /// Ends it without any chance to clean up.
     pub fn kill(mut self) {
+        let worker = self.worker();
         self.process.signal(Signal::SIGKILL);
         self.process.wait(Duration::from_secs(5));
+        super::eventually("the worker's end", Duration::from_secs(5), || {
+            (!Path::new(&format!("/proc/{worker}")).exists()).then_some(())
+        });
     }
 }
 
@@ -251,6 +260,12 @@ impl Node {
         serde_json::from_str(&stdout)
             .unwrap_or_else(|error| panic!("edgesplice {}: {error}: {stdout}", args.join(" ")))
     }
+}
+
+/// The worker of a keeper, which has no other child but for moments.
+fn worker_of(keeper: u32) -> Option<u32> {
+    let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).ok()?;
+    children.split_whitespace().next()?.parse().ok()
 }
 
 fn write_manifest(home: &Path, name: &str, text: &str) {

@@ -16,7 +16,7 @@ use tokio::time::timeout;
 use crate::balance::{Caller, Lease, Upstream, key_of};
 use crate::model::{Policy, Via};
 
-use super::super::dial::{self, DialError};
+use super::super::dial::{self, DialError, TcpDialer};
 use super::body::{AnswerBody, RequestBody};
 use super::record::Record;
 use super::reply::{self, Trouble};
@@ -234,7 +234,8 @@ impl Exchange<'_> {
             guard: &*visitor.shared.guard,
         };
         // hyper drops this future when it sees that the client is gone.
-        let dialled = Box::pin(dial::dial(&visitor.shared.dialer, request, pending())).await;
+        let dialer = TcpDialer { speaks_first: true, ..visitor.shared.dialer };
+        let dialled = Box::pin(dial::dial(&dialer, request, pending())).await;
         let (stream, lease) = dialled.map_err(|error| match error {
             DialError::NoBackend | DialError::Exhausted { .. } | DialError::ClientGone => Trouble::NoBackend,
             DialError::Local(_) => Trouble::Overload,

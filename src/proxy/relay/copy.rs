@@ -1,11 +1,15 @@
 //! The low gear: read into the thread's scratch buffer, write at once, keep only what was not taken.
 
 use std::cell::RefCell;
+use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::task::{Context, Poll, ready};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use nix::libc::MSG_MORE;
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::net::tcp::{ReadHalf, WriteHalf};
 
 use super::direction::{Fault, Step};
@@ -36,23 +40,43 @@ impl Leftover {
     }
 }
 
-/// Delivers what is left over, then passes on one read.
+/// Delivers what is left over, then passes on one read. `last_may_wait`: the end of the stream will follow its last
+/// bytes at once, so they may wait for it.
 pub(super) fn step(
     cx: &mut Context<'_>,
     src: &mut ReadHalf<'_>,
     dst: &mut WriteHalf<'_>,
     leftover: &mut Leftover,
     count: &AtomicU64,
+    last_may_wait: bool,
 ) -> Poll<Result<Step, Fault>> {
     ready!(flush(cx, dst, leftover, count))?;
     BUFFER.with_borrow_mut(|buffer| {
         let mut read = ReadBuf::new(buffer);
-        ready!(Pin::new(src).poll_read(cx, &mut read)).map_err(|_| Fault::Read)?;
-        let bytes = read.filled();
-        if bytes.is_empty() {
+        ready!(Pin::new(&mut *src).poll_read(cx, &mut read)).map_err(|_| Fault::Read)?;
+        let mut filled = read.filled().len();
+        if filled == 0 {
             return Poll::Ready(Ok(Step::Eof));
         }
-        let taken = match Pin::new(dst).poll_write(cx, bytes) {
+        let mut after = After::Open;
+        if filled < SCRATCH {
+            // No system call unless the poll that woke us said that there is more, or that the stream has ended.
+            after = match src.try_read(&mut buffer[filled..]) {
+                Ok(0) => After::End,
+                Ok(more) => {
+                    filled += more;
+                    After::Open
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => After::Open,
+                Err(_) => After::Fault,
+            };
+        }
+        let bytes = &buffer[..filled];
+        let written = match after {
+            After::End if last_may_wait => write_last(dst.as_ref(), cx, bytes),
+            _ => Pin::new(dst).poll_write(cx, bytes),
+        };
+        let taken = match written {
             Poll::Ready(Ok(n)) => n,
             Poll::Ready(Err(_)) => return Poll::Ready(Err(Fault::Write)),
             Poll::Pending => 0,
@@ -61,8 +85,34 @@ pub(super) fn step(
         if taken < bytes.len() {
             *leftover = Leftover::of(&bytes[taken..]);
         }
-        Poll::Ready(Ok(Step::Moved(bytes.len())))
+        match after {
+            // The kernel tells of a reset only once.
+            After::Fault => Poll::Ready(Err(Fault::Read)),
+            After::End if taken == bytes.len() => Poll::Ready(Ok(Step::Eof)),
+            After::End | After::Open => Poll::Ready(Ok(Step::Moved(filled))),
+        }
     })
+}
+
+/// What is known of the source once its bytes are read.
+enum After {
+    /// More may come.
+    Open,
+    /// The stream ends here.
+    End,
+    /// It broke.
+    Fault,
+}
+
+/// Writes the last bytes of a stream and leaves them to the end that follows at once, so that both go in one packet.
+fn write_last(dst: &TcpStream, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    loop {
+        ready!(dst.poll_write_ready(cx))?;
+        match dst.try_io(Interest::WRITABLE, || SockRef::from(dst).send_with_flags(bytes, MSG_MORE)) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+            written => return Poll::Ready(written),
+        }
+    }
 }
 
 fn flush(

@@ -62,7 +62,7 @@ impl Direction {
     }
 
     /// Ready when the source has ended with all delivered, or one half broke. Bytes are added to `count` as the
-    /// receiver takes them.
+    /// receiver takes them. `last_may_wait`: whoever calls ends the receiver's stream as soon as this is ready.
     pub(super) fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -70,12 +70,13 @@ impl Direction {
         dst: &mut WriteHalf<'_>,
         count: &AtomicU64,
         pipes: &PipePool,
+        last_may_wait: bool,
     ) -> Poll<Result<(), Fault>> {
         let mut spent = 0;
         loop {
             let step = match &mut self.splicer {
                 Some(gear) => ready!(gear.step(cx, src.as_ref(), dst.as_ref(), &mut self.leftover, count))?,
-                None => ready!(copy::step(cx, src, dst, &mut self.leftover, count))?,
+                None => ready!(copy::step(cx, src, dst, &mut self.leftover, count, last_may_wait))?,
             };
             match step {
                 Step::Moved(n) => {
@@ -84,6 +85,7 @@ impl Direction {
                     self.note(n, pipes);
                 }
                 Step::Eof => {
+                    self.progress = true;
                     self.splicer = None;
                     return Poll::Ready(Ok(()));
                 }

@@ -119,7 +119,9 @@ impl Relay {
 
         if self.up_flow == Flow::Open {
             let counter = &self.counters.bytes_in;
-            if let Poll::Ready(done) = self.up.poll(cx, &mut from_client, &mut to_backend, counter, pipes) {
+            let ends = self.down_flow != Flow::Broken;
+            let up = self.up.poll(cx, &mut from_client, &mut to_backend, counter, pipes, ends);
+            if let Poll::Ready(done) = up {
                 match settle(cx, done, self.down_flow, &mut to_backend) {
                     Some(flow) => self.up_flow = flow,
                     None => return Poll::Ready(End::ClientReset),
@@ -128,7 +130,9 @@ impl Relay {
         }
         if self.down_flow == Flow::Open {
             let counter = &self.counters.bytes_out;
-            if let Poll::Ready(done) = self.down.poll(cx, &mut from_backend, &mut to_client, counter, pipes) {
+            let ends = self.up_flow != Flow::Broken;
+            let down = self.down.poll(cx, &mut from_backend, &mut to_client, counter, pipes, ends);
+            if let Poll::Ready(done) = down {
                 match settle(cx, done, self.up_flow, &mut to_client) {
                     Some(flow) => self.down_flow = flow,
                     None => return Poll::Ready(End::BackendReset),

@@ -1,0 +1,163 @@
+//! When a worker that has ended is started again. Pure: the time is given.
+
+use std::time::{Duration, Instant};
+
+/// Pause before the second restart in a row; the first one is at once, and each further one waits twice as long.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+/// Longest pause while the rules stand: clients wait in the sockets' queues for as long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Deaths in a row after which the rules are taken away: about two seconds of clients who wait in vain.
+const PATIENCE: u32 = 6;
+/// Pause between two tries once the rules are gone.
+const WITHOUT_RULES: Duration = Duration::from_secs(10);
+/// A worker that was ready for so long has recovered.
+const RECOVERED: Duration = Duration::from_secs(30);
+
+/// What the keeper does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Next {
+    /// End with that code.
+    Exit(u8),
+    /// Start a worker after a pause.
+    Start(Duration),
+    /// Take the rules away, and start a worker after a pause.
+    Withdraw(Duration),
+}
+
+/// How a worker ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// By itself, with that exit code.
+    Exited(i32),
+    /// By that signal.
+    Killed(i32),
+}
+
+impl Ended {
+    /// The exit code as a shell counts it.
+    fn code(self) -> u8 {
+        let code = match self {
+            Self::Exited(code) => code,
+            Self::Killed(signal) => 128 + signal,
+        };
+        u8::try_from(code).unwrap_or(u8::MAX)
+    }
+}
+
+/// What is known of the workers so far.
+#[derive(Debug, Default)]
+pub(super) struct Policy {
+    stopping: bool,
+    /// Some worker has been ready: the configuration is good, and there are rules to answer for.
+    proven: bool,
+    ready_since: Option<Instant>,
+    deaths: u32,
+}
+
+impl Policy {
+    /// The worker does its work.
+    pub(super) fn ready(&mut self, now: Instant) {
+        self.proven = true;
+        self.ready_since = Some(now);
+    }
+
+    /// The agent was told to stop.
+    pub(super) fn stop(&mut self) {
+        self.stopping = true;
+    }
+
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stopping
+    }
+
+    /// Whether a worker has ever worked.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven
+    }
+
+    /// The worker has ended.
+    pub(super) fn ended(&mut self, how: Ended, now: Instant) -> Next {
+        // An agent that ends by itself before it ever worked has said why: its configuration is wrong, or another
+        // agent runs. One that ends well was told to.
+        let by_itself = matches!(how, Ended::Exited(code) if code == 0 || !self.proven);
+        if by_itself || self.stopping {
+            return Next::Exit(how.code());
+        }
+        let recovered = self.ready_since.take().is_some_and(|since| now.duration_since(since) >= RECOVERED);
+        self.deaths = if recovered { 1 } else { self.deaths.saturating_add(1) };
+        match self.deaths {
+            1 => Next::Start(Duration::ZERO),
+            n if n < PATIENCE => Next::Start((FIRST_PAUSE * (1 << (n - 2))).min(LONGEST_PAUSE)),
+            PATIENCE => Next::Withdraw(WITHOUT_RULES),
+            _ if self.proven => Next::Start(WITHOUT_RULES),
+            // It never worked: whoever started us is to know.
+            _ => Next::Exit(1),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    use Ended::{Exited, Killed};
+
+    #[test]
+    fn what_ends_by_itself_before_it_worked_has_said_why() {
+        for code in [0, 1, 64] {
+            let next = Policy::default().ended(Exited(code), Instant::now());
+            assert_eq!(next, Next::Exit(u8::try_from(code).unwrap()));
+        }
+    }
+
+    #[test]
+    fn the_first_death_is_followed_by_a_start_at_once_and_the_next_ones_ever_later() {
+        let (mut policy, now) = (Policy::default(), Instant::now());
+        let mut seen = Vec::new();
+        for _ in 0..8 {
+            policy.ready(now);
+            seen.push(policy.ended(Killed(9), now));
+        }
+        let ms = |n| Next::Start(Duration::from_millis(n));
+        let rare = Next::Start(WITHOUT_RULES);
+        let withdrawn = Next::Withdraw(WITHOUT_RULES);
+        assert_eq!(seen, [ms(0), ms(100), ms(200), ms(400), ms(800), withdrawn, rare, rare]);
+    }
+
+    #[test]
+    fn who_worked_for_a_while_starts_with_a_clean_slate() {
+        let (mut policy, begun) = (Policy::default(), Instant::now());
+        for hour in 0..20 {
+            let now = begun + Duration::from_secs(3600 * hour);
+            policy.ready(now);
+            let next = policy.ended(Killed(9), now + RECOVERED);
+            assert_eq!(next, Next::Start(Duration::ZERO));
+        }
+    }
+
+    #[test]
+    fn a_worker_that_fails_after_it_worked_is_started_again() {
+        let (mut policy, now) = (Policy::default(), Instant::now());
+        policy.ready(now);
+        assert_eq!(policy.ended(Exited(1), now), Next::Start(Duration::ZERO));
+        assert_eq!(policy.ended(Exited(64), now), Next::Start(FIRST_PAUSE));
+        assert_eq!(policy.ended(Exited(0), now), Next::Exit(0));
+    }
+
+    #[test]
+    fn one_that_dies_before_it_ever_worked_is_given_up_in_the_end() {
+        let (mut policy, now) = (Policy::default(), Instant::now());
+        let ends = std::iter::repeat_with(|| policy.ended(Killed(9), now));
+        let last = ends.take(20).find(|next| matches!(next, Next::Exit(_)));
+        assert_eq!(last, Some(Next::Exit(1)));
+    }
+
+    #[test]
+    fn a_stop_is_final() {
+        let (mut policy, now) = (Policy::default(), Instant::now());
+        policy.ready(now);
+        policy.stop();
+        assert_eq!(policy.ended(Killed(9), now), Next::Exit(137));
+        assert_eq!(policy.ended(Exited(1), now), Next::Exit(1));
+    }
+}

@@ -1,0 +1,175 @@
+//! The agent's work dies, and nobody is refused: the keeper holds the sockets and starts it again.
+
+mod lab;
+
+use std::fs;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::time::{Duration, Instant};
+
+use lab::{Agent, Lab, Netns, Server, eventually, objects};
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const GREETING: &str = "10.96.0.50:80";
+const SOON: Duration = Duration::from_secs(10);
+/// Clients at a time, each with a pause of [`PAUSE`] after each connection: some 500 connections a second.
+const CLIENTS: usize = 4;
+const PAUSE: Duration = Duration::from_millis(6);
+
+fn greet() -> String {
+    objects::list(objects::pair("greet", "10.96.0.50", 80, 7000, &["192.168.77.2"]))
+}
+
+fn ask(client: &Netns) -> Result<String, Errno> {
+    let mut stream = client.connect_within(GREETING, SOON)?;
+    lab::read_all(&mut stream).map_err(|error| lab::errno(&error))
+}
+
+/// Kills the process that works, and returns its id.
+fn kill_worker(agent: &Agent) -> u32 {
+    let worker = agent.worker();
+    kill(Pid::from_raw(i32::try_from(worker).expect("process ids fit")), Signal::SIGKILL)
+        .expect("a live worker");
+    worker
+}
+
+/// Waits until another process than `last` works and is ready.
+fn worker_after(agent: &mut Agent, last: u32) {
+    eventually("another worker", SOON, || (agent.worker() != last).then_some(()));
+    agent.wait_ready();
+}
+
+#[derive(Default)]
+struct Tally {
+    tried: AtomicUsize,
+    not_connected: AtomicUsize,
+    cut: AtomicUsize,
+    longest_ms: AtomicUsize,
+}
+
+fn hammer(client: &Netns, over: &AtomicBool, tally: &Tally) {
+    while !over.load(SeqCst) {
+        let begun = Instant::now();
+        tally.tried.fetch_add(1, SeqCst);
+        match client.connect_within(GREETING, SOON) {
+            Err(_) => drop(tally.not_connected.fetch_add(1, SeqCst)),
+            Ok(mut stream) => {
+                if lab::read_all(&mut stream).ok().as_deref() != Some("hello") {
+                    tally.cut.fetch_add(1, SeqCst);
+                }
+            }
+        }
+        let took = usize::try_from(begun.elapsed().as_millis()).expect("a short time");
+        tally.longest_ms.fetch_max(took, SeqCst);
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn a_killed_worker_costs_nobody_a_connection(backend: &str) {
+    const KILLS: usize = 3;
+    let lab = Lab::new(&format!("keeper-{backend}"));
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let pod = a.pod("client");
+    let _server = Server::greeting(&b, 7000, "hello");
+    let before = a.state();
+    let mut agent = Agent::on(&a).backend(backend).manifest("greet.json", &greet()).start();
+    let (over, tally) = (AtomicBool::new(false), Tally::default());
+    std::thread::scope(|scope| {
+        for _ in 0..CLIENTS {
+            scope.spawn(|| hammer(&pod, &over, &tally));
+        }
+        for _ in 0..KILLS {
+            std::thread::sleep(Duration::from_millis(500));
+            let last = kill_worker(&agent);
+            worker_after(&mut agent, last);
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        over.store(true, SeqCst);
+    });
+    let Tally { tried, not_connected, cut, longest_ms } = tally;
+    let (tried, longest) = (tried.into_inner(), longest_ms.into_inner());
+    assert!(tried > 100, "{tried} connections are no load");
+    assert_eq!(not_connected.into_inner(), 0, "of {tried}; the longest took {longest} ms");
+    // The open ones go with the process that relayed them: at most one a client at each kill.
+    let cut = cut.into_inner();
+    assert!(cut <= KILLS * CLIENTS, "{cut} of {tried} were cut; the longest took {longest} ms");
+    assert!(agent.log().contains("the agent's last process was killed by signal 9"), "{}", agent.log());
+    assert_eq!(agent.stop(), 0);
+    before.assert_same(&a.state(), "after SIGTERM");
+}
+
+fn a_worker_that_keeps_dying_is_taken_out_of_the_way(backend: &str) {
+    let lab = Lab::new(&format!("dying-{backend}"));
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let _server = Server::greeting(&b, 7000, "hello");
+    let before = a.state();
+    let agent = Agent::on(&a).backend(backend).manifest("greet.json", &greet()).start();
+    assert_eq!(ask(&a).as_deref(), Ok("hello"));
+    for _ in 0..6 {
+        let last = kill_worker(&agent);
+        // The last one is followed by a process that takes the rules away, and then by a pause.
+        let end = Instant::now() + Duration::from_secs(5);
+        while Instant::now() < end && a.run(&["cat", &format!("/proc/{last}/stat")]).code == 0 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+    eventually("the node is as if the agent were not there", SOON, || {
+        before.diff(&a.state()).is_empty().then_some(())
+    });
+    // As soon as it lives again, so does the service.
+    eventually("the service is back", Duration::from_secs(40), || ask(&a).ok());
+    assert_eq!(agent.stop(), 0);
+    before.assert_same(&a.state(), "after SIGTERM");
+}
+
+#[test]
+fn costs_nothing_legacy() {
+    a_killed_worker_costs_nobody_a_connection("legacy");
+}
+
+#[test]
+fn costs_nothing_nft() {
+    a_killed_worker_costs_nobody_a_connection("nft");
+}
+
+#[test]
+fn out_of_the_way_nft() {
+    a_worker_that_keeps_dying_is_taken_out_of_the_way("nft");
+}
+
+#[test]
+fn who_stops_either_process_stops_the_agent() {
+    let lab = Lab::new("keeper-stop");
+    let a = lab.node("a");
+    let before = a.state();
+    let mut agent = Agent::on(&a).manifest("greet.json", &greet()).start();
+    let worker = Pid::from_raw(i32::try_from(agent.worker()).expect("process ids fit"));
+    kill(worker, Signal::SIGTERM).expect("a live worker");
+    assert_eq!(agent.wait(SOON), 0);
+    before.assert_same(&a.state(), "after SIGTERM to the worker");
+
+    // Killed, and stopped before the next one is there to do so.
+    let mut agent = Agent::on(&a).manifest("greet.json", &greet()).start();
+    kill_worker(&agent);
+    agent.signal(Signal::SIGTERM);
+    agent.wait(SOON);
+    before.assert_same(&a.state(), "after SIGKILL and SIGTERM");
+}
+
+#[test]
+fn the_keeper_is_small_and_ends_with_what_its_worker_said() {
+    let lab = Lab::new("keeper-small");
+    let a = lab.node("a");
+    let agent = Agent::on(&a).start();
+    let status = fs::read_to_string(format!("/proc/{}/status", agent.pid())).expect("a running keeper");
+    let private = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).expect("its memory");
+    let kib: u64 = private.trim().trim_end_matches(" kB").parse().expect("a number");
+    // The goal is 2 MB. What the program's own file takes is shared with the worker.
+    assert!(kib < 2048, "{kib} KiB");
+    agent.stop();
+
+    let wrong = Agent::on(&a).args(&["--iptables-backend=soon"]).run_to_end();
+    assert_eq!(wrong.code, 64, "{}", wrong.stderr);
+    assert!(wrong.stderr.contains("soon"), "{}", wrong.stderr);
+}
