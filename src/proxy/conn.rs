@@ -128,17 +128,10 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
     let mut client = client;
     let mut ahead = Vec::new();
     if shared.http.serves(&upstream) {
-        let ends = (sock::unmapped(peer), dst);
         // Boxed: requests need more room than a relay.
-        let work = Box::pin(http::serve(client, ends, ticket.place, &ticket.shared, &upstreams, &upstream));
-        let outcome = tokio::select! {
-            outcome = work => outcome,
-            () = shared.until_killed() => return,
-        };
-        match outcome {
-            Outcome::Done => return,
-            Outcome::NotHttp(same, read) => (client, ahead) = (same, read),
-            Outcome::Upgraded(relay, _counted) => return relay_to_end(relay, shared, peer, &upstream).await,
+        match Box::pin(requests(client, (peer, dst), &ticket, &upstreams, &upstream)).await {
+            Some(same) => (client, ahead) = same,
+            None => return,
         }
     }
 
@@ -163,13 +156,37 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         let _ = backend.try_write(&header);
     }
 
-    let relay = Relay::new(client, backend, Arc::clone(&upstream.counters)).with_ahead(&ahead, &[]);
+    let mut relay = Relay::new(client, backend, Arc::clone(&upstream.counters)).with_ahead(&ahead, &[]);
     drop(ahead);
-    relay_to_end(relay, shared, peer, &upstream).await;
+    relay_to_end(&mut relay, shared, peer, &upstream).await;
+}
+
+/// Serves a client of an HTTP port. Gives back one that turned out to be none, and what was read of it.
+async fn requests(
+    client: TcpStream,
+    (peer, dst): (SocketAddr, SocketAddr),
+    ticket: &Ticket,
+    upstreams: &Arc<Upstreams>,
+    upstream: &Arc<Upstream>,
+) -> Option<(TcpStream, Vec<u8>)> {
+    let shared = &ticket.shared;
+    let ends = (sock::unmapped(peer), dst);
+    let outcome = tokio::select! {
+        outcome = http::serve(client, ends, ticket.place, shared, upstreams, upstream) => outcome,
+        () = shared.until_killed() => return None,
+    };
+    match outcome {
+        Outcome::Done => None,
+        Outcome::NotHttp(client, ahead) => Some((client, ahead)),
+        Outcome::Upgraded(mut relay, _counted) => {
+            relay_to_end(&mut relay, shared, peer, upstream).await;
+            None
+        }
+    }
 }
 
 /// Moves bytes until the connection has ended, or must.
-async fn relay_to_end(mut relay: Relay, shared: &Shared, peer: SocketAddr, upstream: &Upstream) {
+async fn relay_to_end(relay: &mut Relay, shared: &Shared, peer: SocketAddr, upstream: &Upstream) {
     let mut kill = pin!(shared.kill.notified());
     let mut watching = false;
     let end = poll_fn(|cx| {

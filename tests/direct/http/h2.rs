@@ -95,7 +95,7 @@ async fn calls_of_one_connection_are_spread_and_a_backend_that_dies_is_not_notic
         if n == 15 {
             dies.cancel();
             // The end of its connections is on its way.
-            tokio::time::sleep(Duration::from_millis(100)).await;
+            tokio::time::sleep(Duration::from_secs(1)).await;
         }
         let (text, status) = called(&mut send).await;
         assert_eq!(status.as_deref(), Some("0"), "call {n}");

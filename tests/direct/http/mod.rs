@@ -68,7 +68,7 @@ impl Reader {
     }
 
     async fn fill(&mut self) -> bool {
-        let wait = Duration::from_secs(20);
+        let wait = Duration::from_mins(1);
         let got = tokio::time::timeout(wait, self.stream.read_buf(&mut self.buffer)).await;
         matches!(got.expect("bytes in time"), Ok(1..))
     }

@@ -168,7 +168,7 @@ async fn an_upgraded_connection_is_relayed() {
 async fn a_connection_that_waits_for_long_is_served_again() {
     let (backend, _) = named("a").await;
     let mut settings = settings();
-    settings.http.idle_timeout = Duration::from_secs(8);
+    settings.http.idle_timeout = Duration::from_secs(12);
     let lab = http_lab_with(&[backend], &settings, |_| {});
     let mut client = Reader::new(lab.connect().await);
     assert_eq!(client.ask(GET).await.text(), "a");
