@@ -122,6 +122,9 @@ pub struct RulesReport {
     pub refuse_before_accept: bool,
     /// Times the rules were found changed by others and repaired.
     pub repairs_total: u64,
+    /// Passes over the rules that failed; each is tried again.
+    #[serde(default)]
+    pub failures_total: u64,
     /// The last fault; empty when the last pass was good.
     pub last_error: String,
     /// Whether the rules are in.
@@ -160,6 +163,12 @@ pub struct ServiceReport {
     /// What its HTTP requests came to; absent where there were none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpReport>,
+    /// Connections that were reset because no backend could be used.
+    #[serde(default)]
+    pub refused_total: u64,
+    /// Dials that failed because every local port towards the backend was in use.
+    #[serde(default)]
+    pub out_of_ports_total: u64,
     /// Every endpoint known, usable or not.
     pub backends: Vec<BackendReport>,
 }
@@ -251,6 +260,9 @@ pub struct Resolution {
     pub verdict: Verdict,
     /// Why, in words.
     pub why: String,
+    /// The way there and what is set for it, step by step, each a line.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// The service port a target leads to.
@@ -370,6 +382,7 @@ pub(crate) mod tests {
                 backend: "nft".to_owned(),
                 refuse_before_accept: true,
                 repairs_total: 1,
+                failures_total: 0,
                 last_error: String::new(),
                 installed: true,
                 warnings: Vec::new(),
@@ -401,6 +414,8 @@ pub(crate) mod tests {
                     latency_counts: vec![20, 12, 1],
                     latency_sum: 3.5,
                 }),
+                refused_total: 4,
+                out_of_ports_total: 0,
                 backends: vec![
                     backend("192.0.2.2:30080", "ready", ""),
                     backend("192.0.2.3:30080", "ejected", "connection refused, back in 8s"),
