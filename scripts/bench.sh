@@ -8,3 +8,4 @@ scripts/setup.sh bench
 . scripts/runner.sh
 cargo bench --locked --bench compare
 cargo bench --locked --bench datagrams
+cargo bench --locked --bench http

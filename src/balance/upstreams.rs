@@ -101,6 +101,8 @@ pub struct BackendView {
     pub connections: u64,
     /// Failed dials since start.
     pub failures: u64,
+    /// HTTP requests since start.
+    pub requests: u64,
     /// How long it stays out, where it is ejected.
     pub out_for: Option<Duration>,
 }
@@ -367,6 +369,7 @@ fn view(backend: &Backend, endpoint: &Endpoint, state: BackendState) -> BackendV
         active: endpoint.active(),
         connections: endpoint.connections(),
         failures: endpoint.failures(),
+        requests: endpoint.requests(),
         out_for: None,
     }
 }

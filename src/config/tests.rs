@@ -113,6 +113,13 @@ fn the_printed_file_shows_every_key() {
           maxConnections: 0
           maxConnectionsPerSource: 0
           keepRules: false
+          http:
+            mode: auto
+            headTimeout: 10s
+            idleTimeout: 1h
+            requestTimeout: 0s
+            accessLog: null
+            accessLogShare: 1
         backends:
           podNetwork: auto
         dns:
