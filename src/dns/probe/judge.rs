@@ -183,21 +183,19 @@ impl Chain<'_> {
                 ),
             );
         }
-        let what = if self.servers.iter().any(|server| self.is_own(server)) {
-            format!(
+        let mend = format!("for host processes: first line of {RESOLV_CONF}: `nameserver {own}`");
+        if self.servers.iter().any(|server| self.is_own(server)) {
+            // Somebody meant host processes to ask this agent.
+            let what = format!(
                 "{RESOLV_CONF} names {} before this agent: host processes take its word that *.{domain} does not exist",
                 first.ip()
-            )
-        } else {
-            format!(
-                "{RESOLV_CONF} does not name this agent: host processes do not find *.{domain} (pods do not mind)"
-            )
-        };
-        info(
-            "dns-resolv-conf",
-            what,
-            format!("for host processes: first line of {RESOLV_CONF}: `nameserver {own}`"),
-        )
+            );
+            return vec![finding("dns-resolv-conf", Severity::Warning, what, mend)];
+        }
+        let what = format!(
+            "{RESOLV_CONF} does not name this agent: host processes do not find *.{domain} (pods do not mind)"
+        );
+        info("dns-resolv-conf", what, mend)
     }
 
     /// There is someone to ask for foreign names.
