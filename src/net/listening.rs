@@ -34,6 +34,19 @@ pub fn listening() -> Vec<Listening> {
     found
 }
 
+/// Connections that wait to be accepted by the listeners on TCP port `port`, in the calling thread's network namespace.
+pub fn waiting(port: u16) -> u64 {
+    let texts = ["tcp", "tcp6"].map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")));
+    texts.iter().flatten().flat_map(|text| text.lines().skip(1)).filter_map(|line| queue(line, port)).sum()
+}
+
+/// The queue of a listener on `port`: for one, the kernel prints it in the place of received bytes.
+fn queue(line: &str, port: u16) -> Option<u64> {
+    let listener = parse(line, false).filter(|listener| listener.address.port() == port);
+    let queues = line.split_ascii_whitespace().nth(4).filter(|_| listener.is_some())?;
+    u64::from_str_radix(queues.split_once(':')?.1, 16).ok()
+}
+
 /// One line of `/proc/net/tcp` or `/proc/net/udp`.
 fn parse(line: &str, udp: bool) -> Option<Listening> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
@@ -60,6 +73,17 @@ fn parse(line: &str, udp: bool) -> Option<Listening> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_at_a_listener_is_counted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        assert_eq!(waiting(addr.port()), 0);
+        let _clients = [(); 2].map(|()| std::net::TcpStream::connect(addr).unwrap());
+        assert_eq!(waiting(addr.port()), 2);
+        let _accepted = listener.accept().unwrap();
+        assert_eq!(waiting(addr.port()), 1);
+    }
 
     #[test]
     fn reads_listening_sockets() {
