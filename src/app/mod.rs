@@ -139,18 +139,8 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     }
     let admin = AdminServer::bind(settings.admin.listen)?;
     let admin_addr = admin.local_addr();
-    let threads = data::threads(&settings.proxy);
-    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
     let own_mark = settings.intercept.own_mark;
-    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
-    let is_adopted = adopted.is_some();
-    let proxy = match adopted {
-        Some(proxy) => proxy,
-        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
-    };
-    if let Some(Err(error)) = keeper.as_ref().map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
-        warn!(%error, "the acceptor's sockets will not outlive this process");
-    }
+    let (proxy, is_adopted) = acceptor(&settings, keeper.as_mut())?;
     let proxy_port = proxy.port();
 
     let upstreams = Arc::new(Upstreams::new());
@@ -232,6 +222,22 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
         rules,
         _lock: lock,
     })
+}
+
+/// The acceptor on the sockets that the keeper holds, or on new ones for it to hold; and whether they were held.
+fn acceptor(settings: &Settings, mut keeper: Option<&mut Store>) -> anyhow::Result<(Proxy, bool)> {
+    let (threads, own_mark) = (data::threads(&settings.proxy), settings.intercept.own_mark);
+    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
+    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
+    let is_adopted = adopted.is_some();
+    let proxy = match adopted {
+        Some(proxy) => proxy,
+        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
+    };
+    if let Some(Err(error)) = keeper.map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
+        warn!(%error, "the acceptor's sockets will not outlive this process");
+    }
+    Ok((proxy, is_adopted))
 }
 
 /// Tells the keeper once the agent does its work, and lets go of the sockets when it is to end.

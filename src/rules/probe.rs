@@ -8,7 +8,6 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nix::sys::resource::{Resource, getrlimit};
 
 use super::apply::{Backend, Family, HostTools};
 use super::detect::{StartError, detect};
@@ -16,6 +15,7 @@ use super::legacy::{self, Options, Roots};
 use super::machine::{CAP_NET_ADMIN, CAP_NET_RAW, effective_capabilities};
 use super::scratch::{Lack, lacking};
 use crate::config::{InterceptSettings, IptablesBackend};
+use crate::net::sock;
 
 /// What to do where something could not be looked at.
 const AS_ROOT: &str = "run `edgesplice check` as root on the node";
@@ -227,7 +227,7 @@ impl Kernel {
             rp_filter: number("ipv4/conf/all/rp_filter"),
             conntrack_count: number("netfilter/nf_conntrack_count"),
             conntrack_max: number("netfilter/nf_conntrack_max"),
-            open_files: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),
+            open_files: sock::hard_nofile().ok(),
         }
     }
 }

@@ -50,7 +50,8 @@ pub(super) fn check(state_dir: &Path) -> Option<Finding> {
         }
     }
     let room = statvfs(there).ok()?;
-    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    #[allow(clippy::useless_conversion, reason = "32-bit systems count in 32 bits, and rooms are larger")]
+    let free = u64::from(room.blocks_available()).saturating_mul(u64::from(room.fragment_size()));
     let what = if room.files() > 0 && room.files_available() == 0 {
         "has no room for another file".to_owned()
     } else if free < ENOUGH {
