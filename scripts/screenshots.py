@@ -252,7 +252,8 @@ class Browser:
         return result["result"].get("value")
 
     def until(self, what, expression):
-        return eventually(what, lambda: self.value(expression))
+        # The page may still be on its way.
+        return eventually(what, lambda: self.value(f"(() => {{ try {{ return {expression}; }} catch {{ return null; }} }})()"))
 
     def look(self, size, scheme):
         width, height = SIZES[size]
