@@ -358,7 +358,7 @@ def main():
             expect(not browser.faults, f"the browser has nothing to complain about: {browser.faults}")
             scene.agent.terminate()
             browser.until("a lost connection is said", "document.getElementById('live').dataset.state === 'bad'")
-            expect(browser.value("document.querySelectorAll('#rows > tr:not(.more)').length") == 1, "the last state stays in view")
+            expect(browser.value("document.querySelectorAll('#rows > tr:not(.more)').length") == 10, "the last state stays in view")
         finally:
             if browser:
                 browser.end()

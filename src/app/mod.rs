@@ -41,7 +41,6 @@ use crate::proxy::{Guard, Proxy, probe};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
-use crate::source::events::Notices;
 
 pub use check::{Checkup, check};
 pub use instance::holder;
@@ -201,9 +200,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     tasks.spawn(control.run(updates_rx, stop.clone()));
     tasks.spawn(probe::run(refusing, own_mark, stop.clone()));
     if let Some(recorder) = source.recorder(&settings.node_name) {
-        let (told, notices) = watch::channel(Notices::default());
-        tasks.spawn(recorder.run(notices, stop.clone()));
-        tasks.spawn(notices::follow(Arc::clone(&reporter.shared), warnings.clone(), told, stop.clone()));
+        notices::start(recorder, &reporter.shared, &warnings, &tasks, &stop);
     }
     let sink = Sink { updates: updates_tx, status: status_tx };
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
