@@ -20,7 +20,7 @@ use crate::config::Settings;
 use crate::dns::{Dns, Resolver};
 use crate::model::diff::{self, Diff};
 use crate::model::{Door, Frontend, Local, Protocol, Snapshot, Store, ranges};
-use crate::net::listeners;
+use crate::net::listening;
 use crate::obs::meter::{Histogram, Tally};
 use crate::proxy::udp::UdpPlane;
 use crate::rules::{Wanted, routes};
@@ -207,8 +207,8 @@ pub(super) fn listening(ports: &BTreeSet<u16>) -> BTreeSet<SocketAddr> {
     if ports.is_empty() {
         return BTreeSet::new();
     }
-    match listeners::tcp() {
-        Ok(all) => all.into_iter().filter(|at| ports.contains(&at.port())).collect(),
+    match listening::tcp() {
+        Ok(all) => all.into_iter().map(|one| one.address).filter(|at| ports.contains(&at.port())).collect(),
         Err(error) => {
             warn!(%error, "this host's listeners cannot be read; node ports may shadow them");
             BTreeSet::new()

@@ -42,8 +42,9 @@ use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
 
-pub use check::{Checkup, check};
+pub use check::{Checkup, check, refuse_impossible};
 pub use instance::holder;
+pub use neighbours::own_servers;
 pub use offline::{check_manifests, render_rules, resolve_offline};
 
 use control::{Answering, Control, Shared};
@@ -125,10 +126,12 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     }
     let settings = Arc::new(settings);
     // Everything that can be wrong with what the user gave comes first: nothing has been touched yet.
+    refuse_impossible(&settings.state_dir)?;
     let source = offline::open(&settings).await?;
     let reconciler = Reconciler::new(HostTools, &settings.intercept).await?;
     let lock = InstanceLock::take()?;
-    let warnings = neighbours::admit(&settings).await?;
+    let backend = reconciler.backend();
+    let warnings = neighbours::admit(&settings, backend).await?;
     if let Err(error) = sock::raise_nofile() {
         warn!(%error, "the limit of open descriptors could not be raised");
     }
@@ -206,7 +209,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
     tasks.spawn(async move { source.run(&for_source, sink, until).await });
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
-    tasks.spawn(warnings.follow(stop.clone()));
+    tasks.spawn(warnings.follow(Arc::clone(&settings), backend, stop.clone()));
     tasks.spawn(supervisor::run(Arc::clone(&reporter), drain.stop().clone(), stop.clone()));
     if let Some(keeper) = keeper {
         tasks.spawn(kept(keeper, Arc::clone(&reporter), drain.stop().clone()));

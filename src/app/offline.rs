@@ -17,7 +17,7 @@ use crate::model::{Snapshot, Store};
 use crate::net::sock;
 use crate::obs::api::Resolution;
 use crate::rules::apply::{Family, HostTools};
-use crate::rules::{self, Capabilities, Reconciler, Wanted, plan, render};
+use crate::rules::{self, Capabilities, Reconciler, Wanted, plan, render, routes};
 use crate::source::cached::{CachedSource, Resumable as _};
 use crate::source::choose::{Chosen, choose};
 use crate::source::events::Recorder;
@@ -213,8 +213,9 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
             refuse_mark: settings.intercept.refuse_mark,
         };
         let plan = plan::plan(&wanted, capabilities);
+        let foreign = routes::standing().await.map(|standing| standing.foreign).unwrap_or_default();
         for family in &plan.families {
-            for entry in &family.entries {
+            for entry in &routes::beside(&family.entries, &foreign) {
                 let _ = writeln!(text, "# route: {entry}");
             }
             if family.sets {

@@ -132,6 +132,25 @@ pub struct InterceptSettings {
     pub refuse_mark: u32,
 }
 
+/// What holds where nothing is configured.
+impl Default for InterceptSettings {
+    fn default() -> Self {
+        Self {
+            service_cidrs: Vec::new(),
+            iptables_backend: IptablesBackend::Auto,
+            remove_stale: false,
+            kubernetes_service: false,
+            coexist_with_kube_proxy: false,
+            service_proxy_name: String::new(),
+            node_ports: Some(NodePortAddresses::Primary),
+            external_ips: false,
+            sync_period: Duration::from_secs(2),
+            own_mark: 0x10,
+            refuse_mark: 0x20,
+        }
+    }
+}
+
 /// On which of this host's addresses node ports are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePortAddresses {

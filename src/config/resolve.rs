@@ -131,20 +131,27 @@ fn intercept(layers: &Layers) -> Result<InterceptSettings, UsageError> {
         }
     }
     service_cidrs.sort();
+    let default = InterceptSettings::default();
     Ok(InterceptSettings {
         service_cidrs,
         iptables_backend: layers
             .one(keys::IPTABLES_BACKEND, parse::word(IPTABLES_BACKENDS))?
-            .unwrap_or(IptablesBackend::Auto),
-        remove_stale: layers.one(keys::REMOVE_STALE, parse::boolean)?.unwrap_or(false),
-        kubernetes_service: layers.one(keys::KUBERNETES_SERVICE, parse::boolean)?.unwrap_or(false),
-        coexist_with_kube_proxy: layers.one(keys::COEXIST, parse::boolean)?.unwrap_or(false),
-        service_proxy_name: layers.one(keys::SERVICE_PROXY_NAME, parse::label_value)?.unwrap_or_default(),
+            .unwrap_or(default.iptables_backend),
+        remove_stale: layers.one(keys::REMOVE_STALE, parse::boolean)?.unwrap_or(default.remove_stale),
+        kubernetes_service: layers
+            .one(keys::KUBERNETES_SERVICE, parse::boolean)?
+            .unwrap_or(default.kubernetes_service),
+        coexist_with_kube_proxy: layers
+            .one(keys::COEXIST, parse::boolean)?
+            .unwrap_or(default.coexist_with_kube_proxy),
+        service_proxy_name: layers
+            .one(keys::SERVICE_PROXY_NAME, parse::label_value)?
+            .unwrap_or(default.service_proxy_name),
         node_ports: node_ports(layers)?,
-        external_ips: layers.one(keys::EXTERNAL_IPS, parse::boolean)?.unwrap_or(false),
-        sync_period: layers.one(keys::SYNC_PERIOD, parse::duration)?.unwrap_or(Duration::from_secs(2)),
-        own_mark: layers.one(keys::OWN_MARK, parse::mark)?.unwrap_or(0x10),
-        refuse_mark: layers.one(keys::REFUSE_MARK, parse::mark)?.unwrap_or(0x20),
+        external_ips: layers.one(keys::EXTERNAL_IPS, parse::boolean)?.unwrap_or(default.external_ips),
+        sync_period: layers.one(keys::SYNC_PERIOD, parse::duration)?.unwrap_or(default.sync_period),
+        own_mark: layers.one(keys::OWN_MARK, parse::mark)?.unwrap_or(default.own_mark),
+        refuse_mark: layers.one(keys::REFUSE_MARK, parse::mark)?.unwrap_or(default.refuse_mark),
     })
 }
 

@@ -5,6 +5,5 @@
 
 pub mod diag;
 pub mod link;
-pub mod listeners;
 pub mod listening;
 pub mod sock;

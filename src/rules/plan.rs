@@ -84,6 +84,11 @@ pub struct FamilyPlan {
 }
 
 impl FamilyPlan {
+    /// Whether the rules are the same as those of `other`, whatever the routes.
+    pub fn has_rules_of(&self, other: &Self) -> bool {
+        self.tables == other.tables && self.sets == other.sets && self.guarded == other.guarded
+    }
+
     /// The sets that the rules refer to.
     pub fn needed_sets(&self) -> impl Iterator<Item = Set> {
         let (sets, guarded) = (self.sets, self.guarded);
@@ -167,11 +172,7 @@ fn family_plan(wanted: &Wanted, capabilities: Capabilities, family: Family) -> O
         return None;
     }
     let input = Input { wanted, capabilities, family, ranges: &ranges };
-    let mut entries: BTreeSet<Entry> = ranges.iter().map(|range| Entry::ToRange(*range)).collect();
-    if capabilities.policy_routing {
-        entries.insert(Entry::RefuseTable(family));
-        entries.insert(Entry::RefuseRule(family, wanted.refuse_mark));
-    }
+    let entries = input.entries();
     let tables = vec![input.filter(), input.mangle(), input.nat()];
     Some(FamilyPlan { family, tables, entries, sets: capabilities.ipset, guarded: input.is_guarded() })
 }
@@ -212,6 +213,25 @@ impl Input<'_> {
             "{which} -m conntrack ! --ctstate DNAT -m comment --comment {COMMENT} -j MARK --set-xmark {0:#x}/{0:#x}",
             self.deliver_mark()
         )
+    }
+
+    /// Routes and policy rules. What is left alone goes where it would go without us; the main table has no way of
+    /// saying so, for a route to the range there wins over a default route.
+    fn entries(&self) -> BTreeSet<Entry> {
+        if !self.capabilities.policy_routing {
+            return self.ranges.iter().map(|range| Entry::MainToRange(*range)).collect();
+        }
+        let family = self.family;
+        let mut entries = BTreeSet::from([
+            Entry::RefuseTable(family),
+            Entry::RefuseRule(family, self.wanted.refuse_mark),
+            Entry::RangeRule(family),
+        ]);
+        entries.extend(self.ranges.iter().map(|range| Entry::ToRange(*range)));
+        let inside = |ip: &&IpAddr| self.ranges.iter().any(|range| range.contains(*ip));
+        let alone = self.wanted.skip.iter().filter(inside);
+        entries.extend(alone.map(|ip| Entry::Throw(IpNet::from(*ip))));
+        entries
     }
 
     fn refused(&self) -> String {

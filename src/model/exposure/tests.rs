@@ -15,7 +15,8 @@ fn ip(text: &str) -> IpAddr {
 
 fn local() -> Local {
     let mut local = Local::new("edge-a");
-    local.own_addresses = ["127.0.0.1", "192.168.77.1", "10.244.1.1"].map(ip).into();
+    local.own_addresses =
+        ["127.0.0.1", "192.168.77.1", "10.244.1.1", "169.254.96.16", "fe80::1"].map(ip).into();
     local
 }
 
@@ -128,6 +129,7 @@ fn node_ports_are_served_at_the_addresses_asked_for() {
     let all = ["10.244.1.1:30080/TCP web", "192.168.77.1:30080/TCP web"];
     assert_eq!(at(ranges(&["0.0.0.0/0"]), objects()), all);
     assert_eq!(at(ranges(&["127.0.0.0/8"]), objects()), ["127.0.0.1:30080/TCP web"]);
+    assert_eq!(at(ranges(&["169.254.0.0/16"]), objects()), [""; 0], "the agent's own address for DNS");
 }
 
 #[test]
