@@ -50,7 +50,7 @@ pub use offline::{check_manifests, render_rules, resolve_offline};
 use control::{Answering, Control, Shared};
 use data::DataPlane;
 use figures::Meters;
-use health::{Prober, Seen};
+use health::Prober;
 use health_ports::HealthPorts;
 use instance::InstanceLock;
 use report::Reporter;
@@ -177,14 +177,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let control =
         Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
     let refusing = Arc::clone(&upstreams);
-    let prober = Prober {
-        shared: Arc::clone(&shared),
-        upstreams: Arc::clone(&upstreams),
-        pulse: data.pulse(),
-        knock,
-        stopping: drain.stop().clone(),
-        seen: Seen::default(),
-    };
+    let prober = Prober::new(&shared, &upstreams, data.pulse(), knock, drain.stop().clone());
     let meters = Meters { max_connections, pipes, rules_times: reconciler.times(), runtimes: data.named() };
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
