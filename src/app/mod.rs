@@ -7,6 +7,7 @@ mod admin;
 mod check;
 mod control;
 mod data;
+mod doors;
 mod figures;
 mod health;
 mod health_ports;

@@ -27,7 +27,7 @@ use crate::source::metaserver::MetaServerSource;
 use crate::source::slim::Object;
 use crate::source::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
 
-use super::control;
+use super::{control, doors, instance};
 
 /// How long a command without an agent waits for the first full state of a live source. A MetaServer whose cloud is
 /// away needs eight seconds and more for its first list.
@@ -151,7 +151,9 @@ pub(super) async fn begin(settings: &Settings) -> anyhow::Result<(Arc<Snapshot>,
     let first = store.snapshot();
     let ranges = control::captured(settings, &first, &local, &[]);
     local.captured.clone_from(&ranges);
-    local.listening = control::listening(&store.exposed_ports());
+    // What a running agent has open is its, not in its way.
+    let own = instance::sockets();
+    local.listening = doors::listening(&store.exposed_ports(), |_, inode| own.contains(&inode));
     store.set_local(local);
     Ok((store.snapshot(), ranges))
 }
@@ -204,7 +206,7 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
             ranges,
             skip: control::skipped(&snapshot),
             served,
-            external: control::external(&snapshot),
+            external: doors::all(&snapshot),
             health: control::health(&snapshot),
             pods: snapshot.here.pods.clone(),
             listeners: settings.dns.listen.iter().copied().filter(|_| dns).collect(),

@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::layers::{Layers, Origin, Override};
 use super::raw::RawConfig;
 use super::{
-    AdminSettings, BackendSettings, Credentials, DnsMode, DnsSettings, InterceptSettings, IptablesBackend,
-    LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings, SourceKind,
-    SourceSettings, UsageError, keys, parse,
+    AdminSettings, BackendSettings, Credentials, DnsMode, DnsSettings, HttpSettings, InterceptSettings,
+    IptablesBackend, LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings,
+    SourceKind, SourceSettings, UpstreamFrom, UsageError, keys, parse,
 };
 
 pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[
@@ -22,6 +22,9 @@ pub(super) const IPTABLES_BACKENDS: &[(&str, IptablesBackend)] =
 pub(super) const POD_NETWORKS: &[(&str, PodNetwork)] =
     &[("auto", PodNetwork::Auto), ("routed", PodNetwork::Routed), ("none", PodNetwork::None)];
 pub(super) const DNS_MODES: &[(&str, DnsMode)] = &[("auto", DnsMode::Auto), ("off", DnsMode::Off)];
+pub(super) const UPSTREAMS_FROM: &[(&str, UpstreamFrom)] =
+    &[("node", UpstreamFrom::Node), ("kube-dns", UpstreamFrom::KubeDns)];
+pub(super) const HTTP_MODES: &[(&str, bool)] = &[("auto", true), ("off", false)];
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
 /// More threads than this help nobody on a node.
@@ -187,6 +190,23 @@ fn proxy(layers: &Layers) -> Result<ProxySettings, UsageError> {
         max_connections: layers.one(keys::MAX_CONNECTIONS, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
         max_per_source: layers.one(keys::MAX_PER_SOURCE, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
         keep_rules: layers.one(keys::KEEP_RULES, parse::boolean)?.unwrap_or(false),
+        http: http(layers)?,
+    })
+}
+
+fn http(layers: &Layers) -> Result<HttpSettings, UsageError> {
+    let default = HttpSettings::default();
+    Ok(HttpSettings {
+        on: layers.one(keys::HTTP_MODE, parse::word(HTTP_MODES))?.unwrap_or(default.on),
+        head_timeout: layers.one(keys::HTTP_HEAD_TIMEOUT, parse::duration)?.unwrap_or(default.head_timeout),
+        idle_timeout: layers.one(keys::HTTP_IDLE_TIMEOUT, parse::duration)?.unwrap_or(default.idle_timeout),
+        request_timeout: layers
+            .one(keys::HTTP_REQUEST_TIMEOUT, parse::duration_or_none)?
+            .unwrap_or(default.request_timeout),
+        access_log: layers.one(keys::ACCESS_LOG, parse::path)?,
+        access_log_share: layers
+            .one(keys::ACCESS_LOG_SHARE, parse::share)?
+            .unwrap_or(default.access_log_share),
     })
 }
 
@@ -198,6 +218,9 @@ fn dns(layers: &Layers) -> Result<DnsSettings, UsageError> {
             .unwrap_or_else(|| vec![([169, 254, 96, 16], 53).into()]),
         domain: layers.one(keys::DNS_DOMAIN, parse::domain)?.unwrap_or_else(|| "cluster.local".to_owned()),
         upstreams: layers.many(keys::DNS_UPSTREAMS, parse::upstream)?.unwrap_or_default(),
+        upstream_from: layers
+            .one(keys::DNS_UPSTREAM_FROM, parse::word(UPSTREAMS_FROM))?
+            .unwrap_or(UpstreamFrom::Node),
     })
 }
 

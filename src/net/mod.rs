@@ -3,6 +3,7 @@
 //!
 //! Plain std and tokio types go in and out. Nothing here knows services, snapshots or settings.
 
+pub mod datagram;
 pub mod diag;
 pub mod link;
 pub mod listening;

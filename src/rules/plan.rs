@@ -24,8 +24,8 @@ pub struct Wanted {
     pub skip: BTreeSet<IpAddr>,
     /// The TCP and UDP frontends that are answered. Everything else inside the ranges is refused.
     pub served: OrdSet<Frontend>,
-    /// The TCP frontends outside of the ranges: node ports, external and load balancer addresses. Captured with ip
-    /// sets only.
+    /// The frontends outside of the ranges: node ports, external and load balancer addresses. Captured with ip sets
+    /// only.
     pub external: OrdMap<Frontend, Door>,
     /// Where health checks of load balancers are answered.
     pub health: OrdSet<Frontend>,
@@ -141,8 +141,8 @@ fn established_tcp() -> String {
     format!("-p tcp -m conntrack ! --ctstate NEW -m comment --comment {COMMENT} -j RETURN")
 }
 
-/// Makes the plan. The number of rules depends on the ranges alone, and on whether any load balancer has source
-/// ranges; only without ipset also on `wanted.skip`.
+/// Makes the plan. The number of rules depends on the ranges alone, on whether any load balancer has source ranges,
+/// and on whether any frontend outside of the ranges takes datagrams; only without ipset also on `wanted.skip`.
 pub fn plan(wanted: &Wanted, capabilities: Capabilities) -> Plan {
     let families = Family::ALL
         .into_iter()
@@ -198,6 +198,13 @@ impl Input<'_> {
         self.capabilities.ipset
             && self.capabilities.source_sets
             && doors.any(|(_, door)| !door.sources.is_empty())
+    }
+
+    /// Whether datagrams are captured outside of the ranges: it costs each packet of every other flow a look, so
+    /// only where there are such frontends.
+    fn has_external_datagrams(&self) -> bool {
+        let mut udp = self.wanted.external.keys().filter(|at| at.protocol == Protocol::Udp);
+        self.capabilities.ipset && self.capabilities.policy_routing && udp.any(|at| is_of(self.family, at.ip))
     }
 
     /// Served datagrams carry both marks: the one leads them to this machine's own sockets, the other past every
@@ -369,21 +376,30 @@ impl Input<'_> {
     /// frontends that nobody serves, and those from elsewhere to the ones that serve clients of this node only.
     fn mangle_external(&self, mark: &str) -> Vec<String> {
         let sets = external_sets(self.family);
+        let datagrams = self.has_external_datagrams();
         let mut rules = Vec::new();
-        if self.is_guarded() {
+        // What is left of TCP here is new.
+        for new in if datagrams { &["-p tcp", "-p udp -m conntrack --ctstate NEW"][..] } else { &["-p tcp"] }
+        {
+            if self.is_guarded() {
+                rules.push(format!(
+                    "{new} -m set --match-set {} dst,dst -m set ! --match-set {} dst,dst,src \
+                     -m comment --comment {COMMENT} -j DROP",
+                    sets.guarded, sets.sources
+                ));
+            }
+            rules.push(format!("{new} -m set --match-set {} dst,dst {mark}", sets.nobody));
+            let pods = self.wanted.pods.iter().find(|net| is_of(self.family, net.addr()));
+            let elsewhere = pods.map(|net| format!("! -s {net} ")).unwrap_or_default();
             rules.push(format!(
-                "-p tcp -m set --match-set {} dst,dst -m set ! --match-set {} dst,dst,src \
-                 -m comment --comment {COMMENT} -j DROP",
-                sets.guarded, sets.sources
+                "{elsewhere}{new} -m addrtype ! --src-type LOCAL -m set --match-set {} dst,dst {mark}",
+                sets.here
             ));
         }
-        rules.push(format!("-p tcp -m set --match-set {} dst,dst {mark}", sets.nobody));
-        let pods = self.wanted.pods.iter().find(|net| is_of(self.family, net.addr()));
-        let elsewhere = pods.map(|net| format!("! -s {net} ")).unwrap_or_default();
-        rules.push(format!(
-            "{elsewhere}-p tcp -m addrtype ! --src-type LOCAL -m set --match-set {} dst,dst {mark}",
-            sets.here
-        ));
+        if datagrams {
+            let unrefused = format!("-m mark ! --mark {0:#x}/{0:#x}", self.wanted.refuse_mark);
+            rules.push(self.deliver(&format!("-p udp -m set --match-set {} dst,dst {unrefused}", sets.all)));
+        }
         rules
     }
 
@@ -410,6 +426,9 @@ impl Input<'_> {
         if self.capabilities.ipset {
             let external = external_sets(self.family).all;
             rules.push(format!("-p tcp -m set --match-set {external} dst,dst {redirect}"));
+            if self.has_external_datagrams() {
+                rules.push(format!("-p udp -m set --match-set {external} dst,dst {refused} {redirect}"));
+            }
         }
         TablePlan {
             name: "nat",

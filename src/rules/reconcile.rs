@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imbl::OrdSet;
+use imbl::ordmap;
 use imbl::ordset::DiffItem;
 use tracing::{debug, info, warn};
 
@@ -183,10 +183,10 @@ impl<M: Machine> Reconciler<M> {
 
     /// Removes everything of ours, so that the machine is as if the agent had never been there.
     pub async fn withdraw(&mut self) -> Result<(), RulesError> {
-        let served = self.wanted.take().map(|wanted| wanted.served).unwrap_or_default();
+        let wanted = self.wanted.take().unwrap_or_default();
         self.report.installed = false;
         let result = remove_all(&self.machine, &self.created).await;
-        self.forget_flows(served.iter());
+        self.forget_flows(wanted.served.iter().chain(wanted.external.keys()));
         if result.is_ok() {
             self.created.clear();
             self.wording.clear();
@@ -275,7 +275,7 @@ impl<M: Machine> Reconciler<M> {
             self.warn(NO_EXTERNAL.to_owned());
         }
         if let Some(old) = &old {
-            self.forget_changed(&old.served, &wanted.served);
+            self.forget_changed(old, wanted);
         }
         if fresh {
             self.sweep_other_backend().await;
@@ -286,11 +286,16 @@ impl<M: Machine> Reconciler<M> {
 
     /// Flows to frontends that are served no more count as known, and known packets are not refused. Those of host
     /// processes to frontends that were refused so far are remembered with the translation of their refusal.
-    fn forget_changed(&self, old: &OrdSet<Frontend>, new: &OrdSet<Frontend>) {
-        let changed = old.diff(new).map(|item| match item {
+    fn forget_changed(&self, old: &Wanted, new: &Wanted) {
+        let changed = old.served.diff(&new.served).map(|item| match item {
             DiffItem::Add(frontend) | DiffItem::Remove(frontend) => frontend,
         });
-        self.forget_flows(changed);
+        let doors = old.external.diff(&new.external).map(|item| match item {
+            ordmap::DiffItem::Add(at, _)
+            | ordmap::DiffItem::Remove(at, _)
+            | ordmap::DiffItem::Update { new: (at, _), .. } => at,
+        });
+        self.forget_flows(changed.chain(doors));
     }
 
     /// Ends the kernel's memory of UDP flows to `frontends`, so that their next packets are treated as new ones.

@@ -5,6 +5,7 @@
 
 mod clock;
 mod disk;
+mod marks;
 mod ports;
 mod reach;
 
@@ -13,7 +14,7 @@ use crate::dns;
 use crate::obs::api::{Finding, Severity};
 use crate::rules;
 
-use super::{control, neighbours, offline};
+use super::{control, instance, neighbours, offline};
 
 pub use disk::refuse_impossible;
 
@@ -57,9 +58,10 @@ pub fn check(settings: &Settings) -> anyhow::Result<Checkup> {
         }
         let rules = rules::checkup(&settings.intercept, &known).await;
         findings.extend(rules.findings.into_iter().map(from_rules));
-        let (notes, names): (Vec<Finding>, _) =
-            dns::probe::findings(&settings.dns).await.into_iter().partition(is_usual);
+        let names = dns::probe::findings(&settings.dns, &known.ranges, instance::holder().is_some()).await;
+        let (notes, names): (Vec<Finding>, _) = names.into_iter().partition(is_usual);
         findings.extend(names);
+        findings.extend(marks::check());
         findings.extend(ports::check(settings));
         findings.extend(disk::check(&settings.state_dir));
         findings.extend(clock::check().await);
