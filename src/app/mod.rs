@@ -42,7 +42,6 @@ use crate::proxy::{Guard, Proxy, probe};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
-use crate::source::events::Notices;
 
 pub use check::{Checkup, check, refuse_impossible};
 pub use instance::holder;
@@ -52,7 +51,7 @@ pub use offline::{check_manifests, render_rules, resolve_offline};
 use control::{Answering, Control, Shared};
 use data::DataPlane;
 use figures::Meters;
-use health::{Prober, Seen};
+use health::Prober;
 use health_ports::HealthPorts;
 use instance::InstanceLock;
 use report::Reporter;
@@ -169,14 +168,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let control =
         Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
     let refusing = Arc::clone(&upstreams);
-    let prober = Prober {
-        shared: Arc::clone(&shared),
-        upstreams: Arc::clone(&upstreams),
-        pulse: data.pulse(),
-        knock,
-        stopping: drain.stop().clone(),
-        seen: Seen::default(),
-    };
+    let prober = Prober::new(&shared, &upstreams, data.pulse(), knock, drain.stop().clone());
     let meters = Meters { max_connections, pipes, rules_times: reconciler.times(), runtimes: data.named() };
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
@@ -195,9 +187,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     tasks.spawn(control.run(updates_rx, stop.clone()));
     tasks.spawn(probe::run(refusing, own_mark, stop.clone()));
     if let Some(recorder) = source.recorder(&settings.node_name) {
-        let (told, notices) = watch::channel(Notices::default());
-        tasks.spawn(recorder.run(notices, stop.clone()));
-        tasks.spawn(notices::follow(Arc::clone(&reporter.shared), warnings.clone(), told, stop.clone()));
+        notices::start(recorder, &reporter.shared, &warnings, &tasks, &stop);
     }
     let sink = Sink { updates: updates_tx, status: status_tx };
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
