@@ -4,10 +4,10 @@ DESTDIR ?=
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench dist install
+.PHONY: help build test lint demo bench dist install screenshots
 
 help: ## say what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 build: ## the program, optimised: target/release/edgesplice
 	@scripts/setup.sh build
@@ -25,6 +25,11 @@ demo: ## the main job in network namespaces, each request and its answer printed
 
 bench: ## the side-by-side table; QUICK=1 for a short run (root or sudo)
 	@scripts/bench.sh
+
+screenshots: ## the agent's page in headless Chromium: checked, and pictured in docs/screenshots (root)
+	@scripts/setup.sh screenshots
+	$(CARGO) build --locked
+	@scripts/screenshots.py target/debug/edgesplice
 
 dist: ## static programs for amd64, arm64 and arm in dist/; DIST_ARCH=amd64 for one of them
 	@scripts/dist.sh

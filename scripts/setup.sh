@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing from Debian's packages, and checks that the Rust toolchain is there.
 #
-#   scripts/setup.sh build|demo|test|bench
+#   scripts/setup.sh build|demo|test|bench|screenshots
 #
 # Only missing programs are installed. Packages that would start a daemon are kept from it: nginx and HAProxy are
 # wanted as programs, not as services of this machine.
@@ -57,11 +57,37 @@ demo | test | bench)
         [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || packages+=(libnginx-mod-stream)
     fi
     ;;
+screenshots)
+    need ip iproute2
+    need iptables-nft-save iptables
+    need ipset ipset
+    need python3 python3-minimal
+    need chromium chromium
+    need fc-match fontconfig
+    [ -e /usr/share/fonts/truetype/dejavu ] || packages+=(fonts-dejavu-core)
+    ;;
 *)
-    echo "setup: unknown set '$what'; one of build, demo, test, bench" >&2
+    echo "setup: unknown set '$what'; one of build, demo, test, bench, screenshots" >&2
     exit 64
     ;;
 esac
+
+# promtool alone, out of Debian's package: the rest of it is a server with 90 MB that nobody here wants.
+tools=$(cd "$(dirname "$0")/.." && pwd)/target/tools
+fetch_promtool() {
+    command -v promtool >/dev/null 2>&1 || [ -x "$tools/promtool" ] && return
+    echo "setup: fetching promtool"
+    local folder
+    folder=$(mktemp -d)
+    # A fresh machine has no lists yet.
+    (cd "$folder" && apt-get -q download prometheus >/dev/null 2>&1) ||
+        (as_root apt-get -q update && cd "$folder" && apt-get -q download prometheus)
+    mkdir -p "$tools"
+    dpkg-deb --fsys-tarfile "$folder"/prometheus_*.deb | tar -xO ./usr/bin/promtool >"$tools/promtool.new"
+    chmod 755 "$tools/promtool.new"
+    mv "$tools/promtool.new" "$tools/promtool"
+    rm -r "$folder"
+}
 
 # The answer 101 of this file tells Debian's packages not to start what they install.
 policy=/usr/sbin/policy-rc.d
@@ -89,6 +115,8 @@ if [ ${#packages[@]} -gt 0 ]; then
     trap - EXIT
     restore_policy
 fi
+
+if [ "$what" = test ]; then fetch_promtool; fi
 
 if ! command -v cargo >/dev/null 2>&1; then
     echo "setup: cargo is not installed. Get Rust from https://rustup.rs (the version stands in Cargo.toml)." >&2

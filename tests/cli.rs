@@ -340,6 +340,8 @@ impl Agent {
                     .map_err(|e| e.to_string()),
                     _ => Err(format!("{target} is not understood")),
                 }),
+                figures: Box::new(Default::default),
+                check: Box::new(Vec::new),
                 health: Box::new(Vec::new),
                 live: Box::new(Vec::new),
             };

@@ -6,7 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use imbl::{OrdMap, OrdSet};
@@ -21,14 +21,19 @@ use crate::dns::{Dns, Resolver};
 use crate::model::diff::{self, Diff};
 use crate::model::{Door, Frontend, Local, Protocol, Snapshot, Store, ranges};
 use crate::net::listening;
+use crate::obs::meter::{Histogram, Tally};
 use crate::proxy::udp::UdpPlane;
 use crate::rules::{Wanted, routes};
 use crate::source::Update;
 
+use super::data::Beat;
 use super::health_ports::HealthPorts;
 
 /// How often this host's routes and addresses are read again: they decide which pods can be dialled directly.
 const HOST_REFRESH: Duration = Duration::from_secs(10);
+
+/// The words for updates of a source.
+const UPDATES: [&str; 3] = ["full", "upsert", "delete"];
 
 /// What the control task publishes for reports and for the data plane's last guard against loops.
 #[derive(Debug)]
@@ -53,6 +58,12 @@ pub(super) struct Shared {
     pub(super) loaded: AtomicBool,
     /// Health check ports that could not be opened, each a line.
     pub(super) health_faults: ArcSwap<Vec<String>>,
+    /// News from the source by what it was.
+    pub(super) updates: Tally<3>,
+    /// How long it took each time to put news in force, but for the packet filter.
+    pub(super) build_times: Histogram,
+    /// When this task last showed that it moves.
+    pub(super) control: Beat,
 }
 
 impl Shared {
@@ -68,6 +79,9 @@ impl Shared {
             resolver: OnceLock::new(),
             loaded: AtomicBool::new(false),
             health_faults: ArcSwap::default(),
+            updates: Tally::new(&UPDATES),
+            build_times: Histogram::default(),
+            control: Beat::new(),
         }
     }
 
@@ -264,6 +278,7 @@ impl Control {
         refresh.reset();
         let mut health = self.upstreams.health_changes();
         loop {
+            self.shared.control.beat();
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return,
@@ -299,6 +314,11 @@ impl Control {
     }
 
     fn take(&mut self, update: Update) {
+        self.shared.updates.add(match &update {
+            Update::Replace(_) => 0,
+            Update::Upsert(_) => 1,
+            Update::Delete(_) => 2,
+        });
         match update {
             Update::Replace(objects) => {
                 self.store.replace(objects);
@@ -381,6 +401,7 @@ impl Control {
 
     /// Puts the store's state in force: first where connections are routed, then in the packet filter.
     fn publish(&mut self) {
+        let started = Instant::now();
         let before = self.shared.snapshot.load_full();
         let mut now = self.store.snapshot();
         let ranges = self.shared.ranges.load_full();
@@ -418,6 +439,7 @@ impl Control {
             }
         }
         self.announce(&now, found);
+        self.shared.build_times.observe(started.elapsed());
     }
 
     /// Tells the packet filter what to capture. Frontends whose backends all refuse are refused there, but for the

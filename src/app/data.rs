@@ -35,28 +35,42 @@ pub(super) struct DataPlane {
     runtimes: Vec<Handle>,
 }
 
+/// When something last showed that it moves.
+#[derive(Debug)]
+pub(super) struct Beat {
+    epoch: Instant,
+    /// In milliseconds after `epoch`.
+    last: AtomicU64,
+}
+
+impl Beat {
+    pub(super) fn new() -> Self {
+        Self { epoch: Instant::now(), last: AtomicU64::new(0) }
+    }
+
+    pub(super) fn beat(&self) {
+        let millis = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.last.store(millis, Relaxed);
+    }
+
+    /// Time since the last beat.
+    pub(super) fn age(&self) -> Duration {
+        self.epoch.elapsed().saturating_sub(Duration::from_millis(self.last.load(Relaxed)))
+    }
+}
+
 /// When the threads of the data plane last showed that they move.
 #[derive(Clone, Debug)]
-pub(super) struct Pulse {
-    epoch: Instant,
-    /// Of each thread, in milliseconds after `epoch`.
-    last: Arc<[AtomicU64]>,
-}
+pub(super) struct Pulse(Arc<[Beat]>);
 
 impl Pulse {
     fn new(threads: usize) -> Self {
-        Self { epoch: Instant::now(), last: (0..threads).map(|_| AtomicU64::new(0)).collect() }
-    }
-
-    fn beat(&self, thread: usize) {
-        let millis = u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.last[thread].store(millis, Relaxed);
+        Self((0..threads).map(|_| Beat::new()).collect())
     }
 
     /// Time since the last beat of the thread that is furthest behind, and whether that is still good.
     pub(super) fn age(&self) -> (Duration, bool) {
-        let oldest = self.last.iter().map(|beat| beat.load(Relaxed)).min().unwrap_or(0);
-        let age = self.epoch.elapsed().saturating_sub(Duration::from_millis(oldest));
+        let age = self.0.iter().map(Beat::age).max().unwrap_or_default();
         (age, age < STUCK)
     }
 }
@@ -120,6 +134,12 @@ impl DataPlane {
         &self.runtimes
     }
 
+    /// All runtimes of the agent but the admin endpoint's, each with its name. Called on the control thread.
+    pub(super) fn named(&self) -> Vec<(String, Handle)> {
+        let data = self.runtimes.iter().enumerate().map(|(n, handle)| (format!("data-{n}"), handle.clone()));
+        data.chain([("control".to_owned(), Handle::current())]).collect()
+    }
+
     /// The pulse, for the health report.
     pub(super) fn pulse(&self) -> Pulse {
         self.pulse.clone()
@@ -152,7 +172,7 @@ async fn serve(
 ) -> anyhow::Result<()> {
     let beating = tokio::spawn(async move {
         loop {
-            pulse.beat(number);
+            pulse.0[number].beat();
             tokio::time::sleep(BEAT).await;
         }
     });

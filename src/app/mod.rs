@@ -3,13 +3,17 @@
 //! Only `cli` and the tests import this module. No behaviour of its own belongs here beyond order: what starts
 //! before what, and what ends before what.
 
+mod admin;
 mod check;
 mod control;
 mod data;
+mod figures;
+mod health;
 mod health_ports;
 mod instance;
 mod names;
 mod neighbours;
+mod notices;
 mod offline;
 mod report;
 mod supervisor;
@@ -37,6 +41,7 @@ use crate::proxy::{Guard, Proxy, probe};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
+use crate::source::events::Notices;
 
 pub use check::{Checkup, check, refuse_impossible};
 pub use instance::holder;
@@ -45,6 +50,8 @@ pub use offline::{check_manifests, render_rules, resolve_offline};
 
 use control::{Answering, Control, Shared};
 use data::DataPlane;
+use figures::Meters;
+use health::{Prober, Seen};
 use health_ports::HealthPorts;
 use instance::InstanceLock;
 use report::Reporter;
@@ -64,6 +71,8 @@ pub struct Running {
     pub proxy_port: u16,
     /// The admin endpoint's address.
     pub admin: SocketAddr,
+    /// The admin endpoint's thread.
+    answering: std::thread::JoinHandle<()>,
     settings: Arc<Settings>,
     drain: Drain,
     data: DataPlane,
@@ -148,7 +157,8 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let guard = Arc::clone(&shared);
     let guard: Guard = Arc::new(move |addr| guard.is_captured(addr.ip()));
     let proxy = proxy.with_guard(Arc::clone(&guard)).with_takeover(names::takeover(&shared));
-    let counters = proxy.counters();
+    let (counters, knock) = (proxy.counters(), proxy.knock());
+    let (max_connections, pipes) = (proxy.max_connections(), proxy.pipes());
 
     let (wanted_tx, wanted_rx) = watch::channel(Arc::new(rules::Wanted::default()));
     let (rules_tx, rules_rx) = watch::channel(RulesReport::default());
@@ -167,7 +177,16 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let answering = Answering { udp, dns, health };
     let control =
         Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
-    let probed = Arc::clone(&upstreams);
+    let refusing = Arc::clone(&upstreams);
+    let prober = Prober {
+        shared: Arc::clone(&shared),
+        upstreams: Arc::clone(&upstreams),
+        pulse: data.pulse(),
+        knock,
+        stopping: drain.stop().clone(),
+        seen: Seen::default(),
+    };
+    let meters = Meters { max_connections, pipes, rules_times: reconciler.times(), runtimes: data.named() };
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,
@@ -176,13 +195,19 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
         datagrams,
         source: status_rx,
         rules: rules_rx,
-        pulse: data.pulse(),
+        prober: Arc::new(prober),
+        meters,
         stopping: drain.stop().clone(),
         neighbours: warnings.clone(),
     });
 
     tasks.spawn(control.run(updates_rx, stop.clone()));
-    tasks.spawn(probe::run(probed, own_mark, stop.clone()));
+    tasks.spawn(probe::run(refusing, own_mark, stop.clone()));
+    if let Some(recorder) = source.recorder(&settings.node_name) {
+        let (told, notices) = watch::channel(Notices::default());
+        tasks.spawn(recorder.run(notices, stop.clone()));
+        tasks.spawn(notices::follow(Arc::clone(&reporter.shared), warnings.clone(), told, stop.clone()));
+    }
     let sink = Sink { updates: updates_tx, status: status_tx };
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
     tasks.spawn(async move { source.run(&for_source, sink, until).await });
@@ -192,9 +217,20 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     if let Some(keeper) = keeper {
         tasks.spawn(kept(keeper, Arc::clone(&reporter), drain.stop().clone()));
     }
-    tasks.spawn(admin.serve(reporter.handlers(), stop.clone()));
+    let admin = admin::start(admin, reporter, stop.clone())?;
     info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
-    Ok(Running { proxy_port, admin: admin_addr, settings, drain, data, stop, tasks, rules, _lock: lock })
+    Ok(Running {
+        proxy_port,
+        admin: admin_addr,
+        answering: admin,
+        settings,
+        drain,
+        data,
+        stop,
+        tasks,
+        rules,
+        _lock: lock,
+    })
 }
 
 /// Tells the keeper once the agent does its work, and lets go of the sockets when it is to end.
@@ -247,6 +283,9 @@ impl Running {
             warn!("some tasks did not end in time");
         }
         self.data.join();
+        if self.answering.join().is_err() {
+            warn!("the admin endpoint's thread has panicked");
+        }
         info!("stopped");
         Ok(())
     }

@@ -18,6 +18,8 @@ use crate::rules::neighbours::Neighbours;
 
 /// How often it is looked again whether the leftovers are gone, as long as there are any.
 const LOOK_AGAIN: Duration = Duration::from_mins(1);
+/// Begins the warning about kube-proxy.
+const KUBE_PROXY: &str = "kube-proxy serves the same Services";
 /// What takes leftovers away.
 const WAY_OUT: &str = "`edgesplice cleanup` removes it, `--dry-run` shows what would go";
 
@@ -40,6 +42,11 @@ impl Warnings {
         let found = self.0.load();
         let stale = found.stale.iter().map(|line| format!("{line}; {WAY_OUT}"));
         found.lasting.iter().chain(&found.closed).cloned().chain(stale).collect()
+    }
+
+    /// Those about another proxy that serves the same Services.
+    pub(super) fn conflicts(&self) -> Vec<String> {
+        self.0.load().lasting.iter().filter(|line| line.starts_with(KUBE_PROXY)).cloned().collect()
     }
 
     /// Looks now and then whether what was found is gone, until it is.
@@ -99,7 +106,7 @@ pub(super) async fn admit(settings: &Settings, backend: Backend) -> anyhow::Resu
     let mut lasting = Vec::new();
     if !found.kube_proxy.is_empty() && settings.intercept.service_proxy_name.is_empty() {
         lasting.push(format!(
-            "kube-proxy serves the same Services ({}): the rules that stand first win; share the Services out with \
+            "{KUBE_PROXY} ({}): the rules that stand first win; share the Services out with \
              intercept.serviceProxyName and the label {SERVICE_PROXY_NAME_LABEL}",
             found.kube_proxy.join("; ")
         ));

@@ -1,6 +1,7 @@
 //! Answers without a running agent: what `rules`, `resolve --source` and `check` need, and the opening of the source
 //! that `run` shares with them.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,13 +12,15 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{DnsMode, Settings, SourceKind, UsageError};
-use crate::model::{Snapshot, Store, explain};
+use crate::model::explain::{self, Known};
+use crate::model::{Snapshot, Store};
 use crate::net::sock;
 use crate::obs::api::Resolution;
 use crate::rules::apply::{Family, HostTools};
 use crate::rules::{self, Capabilities, Reconciler, Wanted, plan, render, routes};
 use crate::source::cached::{CachedSource, Resumable as _};
 use crate::source::choose::{Chosen, choose};
+use crate::source::events::Recorder;
 use crate::source::kubernetes::KubernetesSource;
 use crate::source::manifests::{self, ManifestSource};
 use crate::source::metaserver::MetaServerSource;
@@ -47,6 +50,15 @@ impl Opened {
         };
         let unreadable = Unreadable::default();
         SourceStatus { kind, state, fresh_at: Instant::now(), message: message.to_owned(), unreadable }
+    }
+
+    /// What tells its cluster's users by events, where it can be told.
+    pub(super) fn recorder(&self, node: &str) -> Option<Recorder> {
+        match self {
+            Self::Kubernetes(source) => Some(source.recorder(node)),
+            // A MetaServer keeps what is written to it on the edge.
+            Self::Manifests(_) | Self::MetaServer(_) => None,
+        }
     }
 
     /// Runs it until `stop`. What a live source delivers is kept in the state folder and served from at once at the
@@ -151,8 +163,16 @@ pub(super) fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
 /// Explains one destination from the source itself, without a running agent.
 pub fn resolve_offline(settings: &Settings, target: &str) -> anyhow::Result<Resolution> {
     let (snapshot, ranges) = runtime()?.block_on(begin(settings))?;
-    explain::resolve(&snapshot, &ranges, target, &settings.dns.domain, &|_, _| None)
-        .map_err(|error| UsageError::new(error.to_string()).into())
+    let names =
+        if settings.dns.mode == DnsMode::Auto { control::dns_frontends(&snapshot) } else { BTreeSet::new() };
+    let known = Known {
+        snapshot: &snapshot,
+        ranges: &ranges,
+        names: &names,
+        domain: &settings.dns.domain,
+        live: &|_, _| None,
+    };
+    explain::resolve(known, target).map_err(|error| UsageError::new(error.to_string()).into())
 }
 
 /// The rules that `run` would install now, in `iptables-save` form, one text after the other for IPv4 and IPv6.

@@ -1,26 +1,29 @@
 //! What the admin endpoint says: put together from the snapshot, the counters and the tasks' own reports.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::balance::{BackendState, BackendView, PortView, Upstreams};
+use crate::balance::{BackendState, BackendView, Held, PortView, Upstreams};
 use crate::config::Settings;
-use crate::model::explain::{self, Live};
+use crate::model::explain::{self, Known, Live};
 use crate::model::{Backend, Frontend, PortId};
 use crate::obs::admin::AdminHandlers;
 use crate::obs::api::{
-    BackendReport, Condition, DnsReport, PortReport, ProxyReport, Resolution, RulesReport, ServiceReport,
-    SourceReport, Status,
+    BackendReport, Condition, DnsReport, Finding, PortReport, ProxyReport, Resolution, RulesReport,
+    ServiceReport, SourceReport, Status, Verdict,
 };
 use crate::proxy::Counters;
 use crate::proxy::udp::UdpCounters;
 use crate::source::SourceStatus;
 
+use super::check;
 use super::control::Shared;
-use super::data::Pulse;
+use super::figures::Meters;
+use super::health::Prober;
 use super::neighbours::Warnings;
 
 /// Everything that can be reported.
@@ -32,7 +35,8 @@ pub(super) struct Reporter {
     pub(super) datagrams: Arc<UdpCounters>,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) rules: watch::Receiver<RulesReport>,
-    pub(super) pulse: Pulse,
+    pub(super) prober: Arc<Prober>,
+    pub(super) meters: Meters,
     /// Cancelled once no new connections are taken.
     pub(super) stopping: CancellationToken,
     pub(super) neighbours: Warnings,
@@ -41,10 +45,11 @@ pub(super) struct Reporter {
 impl Reporter {
     /// The closures that the admin endpoint calls.
     pub(super) fn handlers(self: Arc<Self>) -> AdminHandlers {
-        let (status, resolve, health, live) =
-            (Arc::clone(&self), Arc::clone(&self), Arc::clone(&self), Arc::clone(&self));
+        let [status, figures, checked, resolve, health, live] = [(); 6].map(|()| Arc::clone(&self));
         AdminHandlers {
             status: Box::new(move || status.status()),
+            figures: Box::new(move || figures.figures()),
+            check: Box::new(move || checked.look_over()),
             resolve: Box::new(move |target| resolve.resolve(target)),
             health: Box::new(move || health.conditions()),
             live: Box::new(move || live.live()),
@@ -62,6 +67,9 @@ impl Reporter {
         warnings.extend(self.shared.dns_faults.load().iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
         warnings.extend(self.shared.health_faults.load().iter().cloned());
+        if rules.installed {
+            warnings.extend(self.prober.warnings());
+        }
         warnings.extend(source.unreadable.first.iter().cloned());
         let more = source.unreadable.count.saturating_sub(source.unreadable.first.len());
         if more > 0 {
@@ -124,8 +132,43 @@ impl Reporter {
             let view = self.upstreams.view(port)?;
             view.backends.iter().find(|known| known.backend.addr == backend.addr).map(live)
         };
-        explain::resolve(&snapshot, &self.shared.ranges.load(), target, &self.settings.dns.domain, &live)
-            .map_err(|error| error.to_string())
+        let known = Known {
+            snapshot: &snapshot,
+            ranges: &self.shared.ranges.load(),
+            names: &self.shared.dns.load(),
+            domain: &self.settings.dns.domain,
+            live: &live,
+        };
+        let mut resolution = explain::resolve(known, target).map_err(|error| error.to_string())?;
+        self.add_what_is_so_now(&mut resolution);
+        Ok(resolution)
+    }
+
+    /// What the snapshot alone does not tell.
+    fn add_what_is_so_now(&self, resolution: &mut Resolution) {
+        let Some(frontend) = resolution.frontend.as_ref().and_then(|at| at.parse::<SocketAddr>().ok()) else {
+            return;
+        };
+        let held = self.upstreams.held();
+        if resolution.verdict == Verdict::Proxied
+            && held.iter().flat_map(Held::frontends).any(|at| at.addr() == frontend)
+            && !self.shared.dns.load().iter().any(|at| at.addr() == frontend)
+        {
+            resolution.verdict = Verdict::Refused;
+            "every backend refused, so clients are refused before accept until one of them accepts again"
+                .clone_into(&mut resolution.why);
+        }
+        let rules = self.rules.borrow();
+        if resolution.verdict != Verdict::NotIntercepted && !rules.installed {
+            let why = if rules.last_error.is_empty() { "not yet" } else { &rules.last_error };
+            resolution.notes.insert(0, format!("the rules are not in, so nothing is captured now: {why}"));
+        }
+        let unserved = resolution.verdict == Verdict::Refused;
+        if unserved && !rules.refuse_before_accept && rules.installed {
+            resolution.notes.push("without ip sets the refusal is a reset after the connect".to_owned());
+        }
+        let unopened = self.shared.unopened.load();
+        resolution.notes.extend(unopened.iter().filter(|line| line.contains(&frontend.to_string())).cloned());
     }
 
     /// Readiness: a snapshot is in force, the rules are in, and the listeners are up.
@@ -154,19 +197,30 @@ impl Reporter {
         ]
     }
 
-    /// Whether the data plane moves. This thread does, or it would not answer.
+    /// What must make progress: a restart helps where it does not.
     pub(super) fn live(&self) -> Vec<Condition> {
-        let (age, ok) = self.pulse.age();
-        let detail = format!("last moved {:.1} s ago", age.as_secs_f64());
-        vec![Condition { name: "data-plane".to_owned(), ok, detail }]
+        self.prober.live()
+    }
+
+    /// What `check` finds on this machine.
+    fn look_over(&self) -> Vec<Finding> {
+        match check::check(&self.settings) {
+            Ok(checkup) => checkup.findings,
+            Err(error) => {
+                tracing::debug!("this machine could not be looked over: {error:#}");
+                Vec::new()
+            }
+        }
     }
 }
 
 /// What the data plane knows of a backend.
 fn live(view: &BackendView) -> Live {
     Live {
-        ejected: (view.state == BackendState::Ejected)
-            .then(|| "its last dials failed; it is left out for a while, then probed".to_owned()),
+        ejected: (view.state == BackendState::Ejected).then(|| {
+            let left = view.out_for.unwrap_or_default().as_secs_f64().ceil();
+            format!("its last dials failed; it is left out for {left} s more, then tried with one client")
+        }),
         active_connections: u64::from(view.active),
         connections_total: view.connections,
         failures_total: view.failures,
@@ -215,6 +269,8 @@ fn service(view: &PortView) -> ServiceReport {
         connections_total: view.counters.total.load(Relaxed),
         bytes_in_total: view.counters.bytes_in.load(Relaxed),
         bytes_out_total: view.counters.bytes_out.load(Relaxed),
+        refused_total: view.counters.refused.load(Relaxed),
+        out_of_ports_total: view.counters.out_of_ports.load(Relaxed),
         backends,
     }
 }

@@ -155,17 +155,18 @@ impl Health {
         }
     }
 
-    /// A dial was refused or not answered. `jitter` in 0..1 spreads the end of the ejection by ±10 %.
-    pub fn failed(&self, now: Tick, policy: &EjectionPolicy, jitter: f32) {
+    /// A dial was refused or not answered. `jitter` in 0..1 spreads the end of the ejection by ±10 %. `true`: that has
+    /// taken the address out.
+    pub fn failed(&self, now: Tick, policy: &EjectionPolicy, jitter: f32) -> bool {
         let ejected = self.until.load(Relaxed) != 0;
         if ejected {
             // Dials that were under way when the address was ejected, and those of panic mode, say nothing new:
             // only the probe's failure lengthens the ejection.
             if !self.probing.swap(false, Relaxed) {
-                return;
+                return false;
             }
         } else if self.strikes.fetch_add(1, Relaxed) + 1 < policy.failures {
-            return;
+            return false;
         }
         let level = self.level.fetch_add(1, Relaxed).min(20);
         let span = policy.base.saturating_mul(1 << level).min(policy.max).mul_f32(0.9 + 0.2 * jitter);
@@ -174,6 +175,7 @@ impl Health {
         if !ejected {
             self.changed();
         }
+        !ejected
     }
 
     /// How busy the address is, for comparison only: open connections × connect time.
@@ -276,7 +278,7 @@ mod tests {
     #[test]
     fn a_lost_probe_does_not_block_for_ever() {
         let (h, _changes) = health();
-        (0..3).for_each(|_| h.failed(at(0.0), &POLICY, 0.5));
+        (0..3).for_each(|_| _ = h.failed(at(0.0), &POLICY, 0.5));
         assert!(h.claim_probe(at(2.0)));
         assert!(!h.claim_probe(at(3.0)));
         assert!(h.claim_probe(at(4.1)));
@@ -285,7 +287,7 @@ mod tests {
     #[test]
     fn back_off_is_bounded_and_jittered() {
         let (h, _changes) = health();
-        (0..3).for_each(|_| h.failed(at(0.0), &POLICY, 0.0));
+        (0..3).for_each(|_| _ = h.failed(at(0.0), &POLICY, 0.0));
         assert_eq!(h.standing(at(0.899)), Standing::Out);
         assert_eq!(h.standing(at(0.901)), Standing::Due);
         let mut now = at(10.0);

@@ -6,10 +6,12 @@
 pub mod affinity;
 pub mod health;
 mod pool;
+mod tallies;
 mod upstream;
 mod upstreams;
 
 pub use health::{EjectionPolicy, Health, Standing, Tick};
 pub use pool::{Endpoint, Lease, Pool};
+pub use tallies::{DialEnd, Tallies};
 pub use upstream::{PortCounters, Upstream};
-pub use upstreams::{BackendState, BackendView, Held, PortView, Upstreams};
+pub use upstreams::{BackendState, BackendView, Carried, Held, PortView, Upstreams};

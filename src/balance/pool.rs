@@ -58,10 +58,10 @@ impl Endpoint {
         self.health.succeeded(now, Duration::ZERO);
     }
 
-    /// A dial was refused or not answered.
-    pub fn failed(&self, now: Tick, policy: &EjectionPolicy) {
+    /// A dial was refused or not answered. `true`: that has taken the address out.
+    pub fn failed(&self, now: Tick, policy: &EjectionPolicy) -> bool {
         self.failures.fetch_add(1, Relaxed);
-        self.health.failed(now, policy, fastrand::f32());
+        self.health.failed(now, policy, fastrand::f32())
     }
 
     /// Dials under way and connections open now.
@@ -292,7 +292,7 @@ mod tests {
 
     fn eject(pool: &Pool, index: usize) {
         let policy = EjectionPolicy::from(&OutlierDetection::default());
-        (0..3).for_each(|_| pool.endpoints[index].failed(NOW, &policy));
+        (0..3).for_each(|_| _ = pool.endpoints[index].failed(NOW, &policy));
     }
 
     fn spread(pool: &Pool, policy: &Policy, picks: u32) -> HashMap<usize, u32> {

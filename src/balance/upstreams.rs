@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use imbl::OrdMap;
@@ -16,6 +16,7 @@ use crate::model::{Backend, BackendSet, Frontend, Here, PortId, Protocol, Servic
 use super::affinity::Affinity;
 use super::health::{EjectionPolicy, Health, Standing, Tick};
 use super::pool::{Endpoint, Pool};
+use super::tallies::Tallies;
 use super::upstream::{PortCounters, Upstream};
 
 /// What readers see: swapped as a whole.
@@ -38,6 +39,8 @@ struct Memory {
     retired: HashMap<PortId, Arc<PortCounters>>,
     /// Backends that are gone from their service port but may still have connections.
     draining: Vec<Draining>,
+    /// What the service ports that are gone for good have carried.
+    gone: Carried,
 }
 
 #[derive(Clone, Debug)]
@@ -45,6 +48,22 @@ struct Draining {
     port: PortId,
     backend: Backend,
     endpoint: Arc<Endpoint>,
+}
+
+/// Bytes carried since start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Carried {
+    /// From clients to backends.
+    pub bytes_in: u64,
+    /// From backends to clients.
+    pub bytes_out: u64,
+}
+
+impl Carried {
+    fn add(&mut self, counters: &PortCounters) {
+        self.bytes_in += counters.bytes_in.load(Relaxed);
+        self.bytes_out += counters.bytes_out.load(Relaxed);
+    }
 }
 
 /// What a backend is to the data plane.
@@ -82,6 +101,8 @@ pub struct BackendView {
     pub connections: u64,
     /// Failed dials since start.
     pub failures: u64,
+    /// How long it stays out, where it is ejected.
+    pub out_for: Option<Duration>,
 }
 
 /// A service port with its numbers.
@@ -101,6 +122,7 @@ pub struct Upstreams {
     table: ArcSwap<Table>,
     memory: Mutex<Memory>,
     held: Mutex<Vec<Held>>,
+    tallies: Tallies,
     changes: Arc<watch::Sender<u64>>,
     /// Whether a snapshot has come into force.
     begun: watch::Sender<bool>,
@@ -146,10 +168,11 @@ impl Upstreams {
             table: ArcSwap::default(),
             memory: Mutex::default(),
             held: Mutex::default(),
+            tallies: Tallies::default(),
             changes: Arc::new(watch::channel(0).0),
             begun: watch::channel(false).0,
             // One microsecond back, so that no tick is 0.
-            epoch: now().checked_sub(std::time::Duration::from_micros(1)).unwrap_or_else(now),
+            epoch: now().checked_sub(Duration::from_micros(1)).unwrap_or_else(now),
         }
     }
 
@@ -272,6 +295,27 @@ impl Upstreams {
         self.table.load().by_id.get(&upstream.port.id).is_some_and(|current| Arc::ptr_eq(current, upstream))
     }
 
+    /// What all dials have come to.
+    pub fn tallies(&self) -> &Tallies {
+        &self.tallies
+    }
+
+    /// A dial of `endpoint` was refused or not answered.
+    pub fn note_failure(&self, endpoint: &Endpoint, policy: &EjectionPolicy) {
+        if endpoint.failed(self.now(), policy) {
+            self.tallies.ejected();
+        }
+    }
+
+    /// Bytes of all service ports, those that are gone included: put together here, so that the data plane counts once.
+    pub fn carried(&self) -> Carried {
+        let memory = self.memory.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut sum = memory.gone;
+        self.table.load().by_id.values().for_each(|upstream| sum.add(&upstream.counters));
+        memory.retired.values().for_each(|counters| sum.add(counters));
+        sum
+    }
+
     /// Changes whenever a backend is ejected or comes back, and with [`Self::held`].
     pub fn health_changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
@@ -300,7 +344,9 @@ impl Upstreams {
         for (backend, endpoint) in upstream.endpoints() {
             let ready = endpoint.health.standing(now) == Standing::Ready;
             let state = if ready { BackendState::Ready } else { BackendState::Ejected };
-            backends.push(view(backend, endpoint, state));
+            let until = endpoint.health.ejected_until().filter(|_| !ready);
+            let out_for = until.map(|until| Duration::from_micros(until.0.saturating_sub(now.0)));
+            backends.push(BackendView { out_for, ..view(backend, endpoint, state) });
         }
         let gone = draining.iter().filter(|d| d.port == upstream.port.id);
         backends.extend(gone.map(|d| view(&d.backend, &d.endpoint, BackendState::Draining)));
@@ -315,6 +361,7 @@ fn view(backend: &Backend, endpoint: &Endpoint, state: BackendState) -> BackendV
         active: endpoint.active(),
         connections: endpoint.connections(),
         failures: endpoint.failures(),
+        out_for: None,
     }
 }
 
@@ -392,7 +439,14 @@ impl Memory {
 
     fn sweep(&mut self) {
         self.draining.retain(|d| d.endpoint.active() > 0);
-        self.retired.retain(|_, counters| counters.active.load(Relaxed) > 0);
+        let gone = &mut self.gone;
+        self.retired.retain(|_, counters| {
+            let open = counters.active.load(Relaxed) > 0;
+            if !open {
+                gone.add(counters);
+            }
+            open
+        });
         if self.health.len() > self.sweep_at {
             self.health.retain(|_, health| health.strong_count() > 0);
             self.sweep_at = self.health.len() * 2 + 64;

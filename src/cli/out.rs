@@ -29,6 +29,12 @@ pub fn print(text: &str) -> Result<(), StdoutError> {
         .map_err(StdoutError)
 }
 
+/// Writes `text` to standard output as it stands.
+pub fn draw(text: &str) -> Result<(), StdoutError> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(StdoutError)
+}
+
 /// Writes `value` as JSON to standard output, indented for people's eyes.
 pub fn print_json(value: &impl Serialize) -> anyhow::Result<()> {
     Ok(print(&serde_json::to_string_pretty(value)?)?)

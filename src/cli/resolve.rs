@@ -118,6 +118,9 @@ fn render(resolution: &Resolution) -> String {
         Verdict::NotIntercepted => "NOT INTERCEPTED",
     };
     line("verdict", &format!("{verdict}: {}", resolution.why));
+    for (n, note) in resolution.notes.iter().enumerate() {
+        line(if n == 0 { "because" } else { "" }, note);
+    }
     if !resolution.backends.is_empty() {
         text.push('\n');
         text.push_str(&backends(resolution));
@@ -203,6 +206,7 @@ mod tests {
             backends,
             verdict: Verdict::Proxied,
             why: "1 of 2 backends is eligible".to_owned(),
+            notes: vec!["first".to_owned(), "second".to_owned()],
         };
         insta::assert_snapshot!(render(&resolution), @r#"
         target    web.shop:80
@@ -211,6 +215,8 @@ mod tests {
         mode      tcp
         policy    least-request
         verdict   PROXIED: 1 of 2 backends is eligible
+        because   first
+                  second
 
         BACKEND          REACH      POD    NODE       STATE    ELIGIBLE  REASON
         192.0.2.2:30080  host-port  web-0  node-b z1  ready    yes

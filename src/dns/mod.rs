@@ -32,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::DnsSettings;
 use crate::model::{Frontend, Snapshot};
 use crate::net::sock;
+use crate::obs::meter::{Histogram, Tally};
 
 use forward::Forwarder;
 use limit::Limit;
@@ -44,7 +45,7 @@ use zone::{Outcome, Zone};
 pub type Current = Arc<dyn Fn() -> Option<Arc<Snapshot>> + Send + Sync>;
 
 /// What the DNS server has seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct DnsCounters {
     /// Queries for the cluster's names.
     pub cluster: AtomicU64,
@@ -52,7 +53,21 @@ pub struct DnsCounters {
     pub foreign: AtomicU64,
     /// Queries and other packets that were refused or dropped.
     pub refused: AtomicU64,
+    /// Answers by their response code.
+    pub responses: Tally<7>,
+    /// From a question's arrival to its answer.
+    pub took: Histogram,
 }
+
+impl Default for DnsCounters {
+    fn default() -> Self {
+        let (cluster, foreign, refused) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Self { cluster, foreign, refused, responses: Tally::new(&CODES), took: Histogram::default() }
+    }
+}
+
+/// The response codes of RFC 1035 by their number; whatever is higher counts as the last.
+const CODES: [&str; 7] = ["noerror", "formerr", "servfail", "nxdomain", "notimp", "refused", "other"];
 
 /// The DNS server. One owner opens and closes the cluster's own DNS addresses as the snapshot changes.
 pub struct Dns {
@@ -157,6 +172,12 @@ impl Resolver {
     /// What has been seen of queries.
     pub fn counters(&self) -> &DnsCounters {
         &self.counters
+    }
+
+    /// Counts an answer that is about to be sent.
+    fn note(&self, answer: &[u8], asked: Instant) {
+        self.counters.responses.add(usize::from(wire::flags(answer) & flag::CODE));
+        self.counters.took.observe(asked.elapsed());
     }
 
     /// What has been seen of foreign names.

@@ -3,7 +3,7 @@
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
@@ -50,14 +50,19 @@ pub(super) async fn datagrams(socket: UdpSocket, resolver: Arc<Resolver>, closed
                 // An error that some client's host reported about an answer.
                 Err(_) => continue,
             };
+            let asked = Instant::now();
             match resolver.begin(&buffer[..length], client.ip().to_canonical(), false) {
-                Step::Reply(answer) => _ = socket.try_send_to(&answer, client),
+                Step::Reply(answer) => {
+                    resolver.note(&answer, asked);
+                    let _ = socket.try_send_to(&answer, client);
+                }
                 Step::Ask(query) => {
                     // With that many waiting, the servers are gone, and the client asks again.
                     let Ok(place) = Arc::clone(&room).try_acquire_owned() else { continue };
                     let (socket, resolver) = (Arc::clone(&socket), Arc::clone(&resolver));
                     tokio::spawn(async move {
                         let answer = resolver.finish(&query, false).await;
+                        resolver.note(&answer, asked);
                         let _ = socket.try_send_to(&answer, client);
                         drop(place);
                     });
@@ -97,11 +102,13 @@ pub(super) async fn stream(mut stream: TcpStream, client: IpAddr, resolver: Arc<
         }
         let mut packet = vec![0; length];
         let Ok(Ok(_)) = timeout(IDLE, stream.read_exact(&mut packet)).await else { return };
+        let asked = Instant::now();
         let answer = match resolver.begin(&packet, client, true) {
             Step::Reply(answer) => answer,
             Step::Ask(query) => resolver.finish(&query, true).await,
             Step::Drop => return,
         };
+        resolver.note(&answer, asked);
         let Ok(length) = u16::try_from(answer.len()) else { return };
         let framed = [&length.to_be_bytes(), answer.as_slice()].concat();
         let Ok(Ok(())) = timeout(IDLE, stream.write_all(&framed)).await else { return };

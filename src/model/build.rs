@@ -18,6 +18,7 @@ use super::reach::reach;
 use super::topology::{Judged, Place, choose};
 use super::traffic;
 use super::types::{BackendSet, Exclusion, Names, Policy, PortId, Protocol, ServiceId, ServicePort};
+use super::unsupported::{SCTP_ONLY, SCTP_PORT};
 
 /// What every Service is built against.
 #[derive(Clone, Copy, Debug)]
@@ -107,10 +108,7 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
     let connections = traffic::connections(from.service, from.rule, &mut out.warnings);
     for port in &from.service.ports {
         if port.protocol == slim::Protocol::Sctp {
-            out.warnings.push(format!(
-                "Service {}: SCTP is not intercepted; port {} is left alone",
-                from.id, port.port
-            ));
+            out.warnings.push(format!("Service {}: {SCTP_PORT}{} is left alone", from.id, port.port));
             continue;
         }
         let built = service_port(world, from, port, &policy, connections, &mut out);
@@ -165,7 +163,7 @@ fn left_alone(world: &World<'_>, from: &Sources<'_>) -> Option<String> {
     }
     let ports = &from.service.ports;
     (!ports.is_empty() && ports.iter().all(|p| p.protocol == slim::Protocol::Sctp))
-        .then(|| "it has SCTP ports only, and SCTP is not intercepted".to_owned())
+        .then(|| SCTP_ONLY.to_owned())
 }
 
 fn service_port(

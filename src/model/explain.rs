@@ -1,8 +1,10 @@
 //! Explains one destination: which service port it is, which backends may be picked, and what a client gets.
 
 mod external;
+mod notes;
 mod target;
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -16,8 +18,7 @@ use target::{Host, PortWord, Target};
 pub use target::TargetError;
 
 use super::types::{
-    Backend, BackendSet, Excluded, Exclusion, Frontend, Mode, PortId, Protocol, ServiceId, ServicePort,
-    Snapshot,
+    Backend, BackendSet, Excluded, Exclusion, Frontend, PortId, Protocol, ServiceId, ServicePort, Snapshot,
 };
 
 /// What the running agent knows of a backend beyond the snapshot.
@@ -36,18 +37,26 @@ pub struct Live {
 /// Asks the running agent about a backend of a service port; `None` where it knows nothing.
 pub type LiveLookup<'a> = &'a dyn Fn(&PortId, &Backend) -> Option<Live>;
 
+/// What an explanation is made from.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    /// The snapshot in force.
+    pub snapshot: &'a Snapshot,
+    /// The captured ranges.
+    pub ranges: &'a [IpNet],
+    /// Where the cluster's own DNS is answered by this agent, whether or not it has a backend.
+    pub names: &'a BTreeSet<Frontend>,
+    /// The cluster's domain.
+    pub domain: &'a str,
+    /// Adds health and counters.
+    pub live: LiveLookup<'a>,
+}
+
 /// Explains `target`: `IP:PORT`, `[IPV6]:PORT`, `NAME:PORT`, `NAME`, each with `/tcp` (the default) or `/udp`.
-///
-/// `ranges` are the captured ranges, `domain` the cluster's domain; `live` adds health and counters.
-pub fn resolve(
-    snapshot: &Snapshot,
-    ranges: &[IpNet],
-    target: &str,
-    domain: &str,
-    live: LiveLookup<'_>,
-) -> Result<Resolution, TargetError> {
+pub fn resolve(known: Known<'_>, target: &str) -> Result<Resolution, TargetError> {
+    let Known { snapshot, ranges, names, domain, live } = known;
     let asked = Target::parse(target, domain)?;
-    let explain = Explain { snapshot, ranges, live, target };
+    let explain = Explain { snapshot, ranges, names, live, target };
     Ok(match &asked.host {
         Host::Ip(ip) => explain.address(*ip, asked.port.as_ref(), asked.protocol),
         Host::Service(id) => explain.service(id, asked.port.as_ref(), asked.protocol),
@@ -110,6 +119,7 @@ fn report(port: &PortId, backend: &Backend, live: LiveLookup<'_>) -> BackendRepo
 struct Explain<'a> {
     snapshot: &'a Snapshot,
     ranges: &'a [IpNet],
+    names: &'a BTreeSet<Frontend>,
     live: LiveLookup<'a>,
     target: &'a str,
 }
@@ -126,6 +136,7 @@ impl Explain<'_> {
             backends: Vec::new(),
             verdict,
             why,
+            notes: Vec::new(),
         }
     }
 
@@ -263,6 +274,11 @@ impl Explain<'_> {
             None => {
                 (Verdict::Refused, format!("{ip} belongs to a newer Service that claims the same address"))
             }
+            Some(_) if self.names.contains(&key) => (
+                Verdict::Proxied,
+                "the cluster's own DNS: this agent answers itself, whether or not there are backends"
+                    .to_owned(),
+            ),
             Some(_) => self.verdict(port, frontend, set),
         };
         self.answer(port, frontend, set, (verdict, why))
@@ -291,6 +307,7 @@ impl Explain<'_> {
             backends: backend_reports(port, set, self.live),
             verdict,
             why,
+            notes: notes::of(port, set, frontend, self.ranges),
         }
     }
 
@@ -303,12 +320,6 @@ impl Explain<'_> {
             return (Verdict::Refused, no_backend(port, set));
         }
         let count = set.eligible.len();
-        if port.mode == Mode::Udp {
-            let why = format!(
-                "UDP is not intercepted yet, so the datagrams are refused; {count} backends could be used"
-            );
-            return (Verdict::Refused, why);
-        }
         let ejected = |b: &&Backend| (self.live)(&port.id, b).is_some_and(|l| l.ejected.is_some());
         let out = set.eligible.iter().filter(ejected).count();
         let plural = if count == 1 { "backend" } else { "backends" };

@@ -26,8 +26,10 @@ mod testing;
 mod topology;
 mod traffic;
 mod types;
+mod unsupported;
 
 pub use external::{Audience, Door, External, ExternalFrontend, ExternalKind, HealthCheck, Here, Via};
 pub use local::Local;
 pub use store::Store;
 pub use types::*;
+pub use unsupported::unsupported;

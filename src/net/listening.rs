@@ -35,20 +35,45 @@ pub fn listening() -> Vec<Listening> {
     [tcp(), udp()].into_iter().flat_map(Result::unwrap_or_default).collect()
 }
 
-/// The TCP listeners. The kernel lists them before all other sockets, of which a node may have very many: those are not
-/// read.
+/// The TCP listeners.
 pub fn tcp() -> io::Result<Vec<Listening>> {
     let mut found = Vec::new();
+    each_listener(|_, listener| found.push(listener))?;
+    Ok(found)
+}
+
+/// Connections that wait to be accepted by the listeners on TCP port `port`, in the calling thread's network namespace.
+pub fn waiting(port: u16) -> u64 {
+    let mut sum = 0;
+    let read = each_listener(|line, listener| {
+        if listener.address.port() == port {
+            sum += queue(line).unwrap_or_default();
+        }
+    });
+    if read.is_ok() { sum } else { 0 }
+}
+
+/// The queue of a listener: for one, the kernel prints it in the place of received bytes.
+fn queue(line: &str) -> Option<u64> {
+    let (_, waiting) = line.split_ascii_whitespace().nth(4)?.split_once(':')?;
+    u64::from_str_radix(waiting, 16).ok()
+}
+
+/// Hands on each TCP listener with its line. The kernel lists them before all other sockets, of which a node may have very
+/// many: those are not read.
+fn each_listener(mut each: impl FnMut(&str, Listening)) -> io::Result<()> {
     for lines in tables(["tcp", "tcp6"]) {
         for line in lines?.skip(1) {
             let line = line?;
             if state(&line) != Some(LISTEN) {
                 break;
             }
-            found.extend(parse(&line, false));
+            if let Some(listener) = parse(&line, false) {
+                each(&line, listener);
+            }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The UDP sockets without a peer.
@@ -103,6 +128,17 @@ fn parse(line: &str, udp: bool) -> Option<Listening> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_waits_at_a_listener_is_counted() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        assert_eq!(waiting(addr.port()), 0);
+        let _clients = [(); 2].map(|()| std::net::TcpStream::connect(addr).unwrap());
+        assert_eq!(waiting(addr.port()), 2);
+        let _accepted = listener.accept().unwrap();
+        assert_eq!(waiting(addr.port()), 1);
+    }
 
     #[test]
     fn reads_listening_sockets() {

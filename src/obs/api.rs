@@ -122,6 +122,9 @@ pub struct RulesReport {
     pub refuse_before_accept: bool,
     /// Times the rules were found changed by others and repaired.
     pub repairs_total: u64,
+    /// Passes over the rules that failed; each is tried again.
+    #[serde(default)]
+    pub failures_total: u64,
     /// The last fault; empty when the last pass was good.
     pub last_error: String,
     /// Whether the rules are in.
@@ -157,6 +160,12 @@ pub struct ServiceReport {
     pub bytes_in_total: u64,
     /// Bytes from backends to clients.
     pub bytes_out_total: u64,
+    /// Connections that were reset because no backend could be used.
+    #[serde(default)]
+    pub refused_total: u64,
+    /// Dials that failed because every local port towards the backend was in use.
+    #[serde(default)]
+    pub out_of_ports_total: u64,
     /// Every endpoint known, usable or not.
     pub backends: Vec<BackendReport>,
 }
@@ -225,6 +234,9 @@ pub struct Resolution {
     pub verdict: Verdict,
     /// Why, in words.
     pub why: String,
+    /// The way there and what is set for it, step by step, each a line.
+    #[serde(default)]
+    pub notes: Vec<String>,
 }
 
 /// The service port a target leads to.
@@ -343,6 +355,7 @@ pub(crate) mod tests {
                 backend: "nft".to_owned(),
                 refuse_before_accept: true,
                 repairs_total: 1,
+                failures_total: 0,
                 last_error: String::new(),
                 installed: true,
                 warnings: Vec::new(),
@@ -365,6 +378,8 @@ pub(crate) mod tests {
                 connections_total: 40,
                 bytes_in_total: 1536,
                 bytes_out_total: 1 << 20,
+                refused_total: 4,
+                out_of_ports_total: 0,
                 backends: vec![
                     backend("192.0.2.2:30080", "ready", ""),
                     backend("192.0.2.3:30080", "ejected", "connection refused, back in 8s"),

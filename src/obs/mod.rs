@@ -6,6 +6,8 @@ pub mod api;
 pub mod health_port;
 /// Logging to standard error.
 pub mod log;
+pub mod machine;
+pub mod meter;
 /// Metrics in OpenMetrics text.
 pub mod metrics;
 mod process;

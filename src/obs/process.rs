@@ -12,6 +12,7 @@ pub(super) struct Process {
     pub(super) open_fds: Option<u64>,
     pub(super) max_fds: Option<u64>,
     pub(super) threads: Option<u64>,
+    pub(super) start_seconds: Option<f64>,
 }
 
 impl Process {
@@ -24,6 +25,7 @@ impl Process {
         Self {
             open_fds: open,
             max_fds: max_fds(&limits),
+            start_seconds: started(&stat, &fs::read_to_string("/proc/stat").unwrap_or_default()),
             ..from_stat(&stat, system(SysconfVar::CLK_TCK), system(SysconfVar::PAGE_SIZE))
         }
     }
@@ -46,6 +48,14 @@ fn from_stat(stat: &str, ticks_per_second: Option<u64>, page: Option<u64>) -> Pr
         threads: field(20),
         ..Process::default()
     }
+}
+
+/// Field 22 is when the process started, in ticks since boot, and `btime` when that was.
+fn started(stat: &str, machine: &str) -> Option<f64> {
+    let (_, rest) = stat.rsplit_once(')')?;
+    let ticks: u64 = rest.split_whitespace().nth(19)?.parse().ok()?;
+    let boot: u64 = machine.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(boot as f64 + ticks as f64 / system(SysconfVar::CLK_TCK)? as f64)
 }
 
 /// `Max open files            1024                 524288               files`; nothing for `unlimited`.
@@ -80,6 +90,11 @@ mod tests {
     fn this_process_can_be_read() {
         let process = Process::read();
         assert!(process.resident_bytes.is_some_and(|b| b > 100_000), "{process:?}");
-        assert!(process.open_fds.is_some_and(|n| n >= 3) && process.cpu_seconds.is_some(), "{process:?}");
+        assert!(
+            process.open_fds.is_some_and(|n| n >= 3)
+                && process.cpu_seconds.is_some()
+                && process.start_seconds.is_some_and(|at| at > 1e9),
+            "{process:?}"
+        );
     }
 }

@@ -19,6 +19,7 @@ use crate::net::sock;
 
 use super::Shared;
 use super::conn::{self, Ticket};
+use super::knock;
 
 /// First pause after a failed accept; it doubles up to `FIRST_PAUSE << LAST_STEP`.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -121,6 +122,10 @@ impl Acceptor {
         match accepted {
             Ok((client, peer)) => {
                 self.failures = 0;
+                if self.shared.knock.is(peer) {
+                    drop(drain.tasks().spawn(knock::answer(client)));
+                    return;
+                }
                 let place = self.least_busy();
                 let ticket = Ticket::new(Arc::clone(&self.shared), place);
                 if place == self.place {
@@ -192,9 +197,12 @@ impl Acceptor {
         self.spare = None;
         for _ in 0..SHED_BATCH {
             match sock::shed(&self.listener) {
-                Ok(true) => self.shared.counters.refused.fetch_add(1, Relaxed),
+                Ok(true) => {
+                    self.shared.counters.refused.fetch_add(1, Relaxed);
+                    self.shared.counters.refusals.add(conn::SHED);
+                }
                 Ok(false) | Err(_) => break,
-            };
+            }
         }
         self.spare = open_spare().ok();
     }

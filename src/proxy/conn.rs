@@ -97,6 +97,25 @@ impl fmt::Display for Refusal {
     }
 }
 
+/// The words for a connection that had nowhere to go, for metrics; [`Refusal::kind`] is the place among them.
+pub(super) const REFUSALS: [&str; 7] =
+    ["direct", "unknown", "source-limit", "service-limit", "no-backend", "local", "shed"];
+/// The place of connections that were turned away because this machine has no room.
+pub(super) const SHED: usize = 6;
+
+impl Refusal {
+    fn kind(&self) -> usize {
+        match self {
+            Self::Direct => 0,
+            Self::Unknown(_) => 1,
+            Self::Greedy => 2,
+            Self::Full => 3,
+            Self::Dial(DialError::Local(_)) => 5,
+            Self::Dial(_) => 4,
+        }
+    }
+}
+
 /// Serves one accepted connection to its end.
 pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, upstreams: Arc<Upstreams>) {
     let shared = &*ticket.shared;
@@ -225,6 +244,7 @@ async fn connect(
 fn refuse(client: &TcpStream, peer: SocketAddr, shared: &Shared, why: &Refusal) {
     if !matches!(why, Refusal::Dial(DialError::ClientGone)) {
         shared.counters.refused.fetch_add(1, Relaxed);
+        shared.counters.refusals.add(why.kind());
     }
     sock::reset_on_close(client);
     debug!(%peer, %why, "connection refused");

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use crate::balance::{Lease, Pool, Upstream, Upstreams};
+use crate::balance::{DialEnd, Lease, Pool, Upstream, Upstreams};
 use crate::net::sock;
 
 /// How a backend is connected; tests put something else in its place.
@@ -114,6 +114,7 @@ pub async fn dial<D: Dialer>(
     client_gone: impl Future<Output = ()>,
 ) -> Result<(D::Stream, Lease), DialError> {
     let Request { upstreams, upstream, limits, .. } = request;
+    let tallies = upstreams.tallies();
     let timeout = upstream.port.connect_timeout.unwrap_or(limits.connect_timeout);
     let begun = Instant::now();
     let end = begun + limits.budget;
@@ -131,6 +132,9 @@ pub async fn dial<D: Dialer>(
         while !exhausted && now < end && (attempts.is_empty() || now >= next_start) {
             match request.next(&mut tried) {
                 Some(lease) => {
+                    if tried.len() > 1 {
+                        tallies.retried();
+                    }
                     next_start = now + limits.stagger;
                     let dial = Box::pin(dialer.dial(lease.endpoint().addr));
                     attempts.push(Attempt { dial, lease, started: now, deadline: end.min(now + timeout) });
@@ -158,21 +162,24 @@ pub async fn dial<D: Dialer>(
         match event {
             Event::Done(i, Ok(stream)) => {
                 let winner = attempts.swap_remove(i);
-                let now = Instant::now();
-                winner.lease.endpoint().succeeded(upstreams.now(), now - winner.started);
+                let took = winner.started.elapsed();
+                winner.lease.endpoint().succeeded(upstreams.now(), took);
+                tallies.connected(took);
                 // Whoever had more than the stagger and still lost to a later start does not answer.
                 for loser in attempts.iter().filter(|a| a.started < winner.started) {
-                    loser.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
+                    upstreams.note_failure(loser.lease.endpoint(), &upstream.ejection);
+                    tallies.ended(DialEnd::Outrun);
                 }
                 return Ok((stream, winner.lease));
             }
             Event::Done(i, Err(e)) => {
                 let loser = attempts.swap_remove(i);
+                tallies.ended(end_of(&e));
                 if sock::is_shortage(&e) {
                     return Err(DialError::Local(e));
                 }
                 if !sock::is_local_fault(&e) {
-                    loser.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
+                    upstreams.note_failure(loser.lease.endpoint(), &upstream.ejection);
                 }
                 if sock::is_out_of_ports(&e) {
                     note_lack_of_ports(&loser.lease, upstream);
@@ -188,7 +195,8 @@ pub async fn dial<D: Dialer>(
                 attempts.retain(|a| {
                     let over = now >= a.deadline;
                     if over {
-                        a.lease.endpoint().failed(upstreams.now(), &upstream.ejection);
+                        upstreams.note_failure(a.lease.endpoint(), &upstream.ejection);
+                        tallies.ended(DialEnd::Timeout);
                         let timed_out = io::ErrorKind::TimedOut.into();
                         last =
                             DialError::Exhausted { tried: tried.len(), last: timed_out, all_refused: false };
@@ -198,6 +206,17 @@ pub async fn dial<D: Dialer>(
             }
             Event::ClientGone => return Err(DialError::ClientGone),
         }
+    }
+}
+
+/// What a failed dial counts as.
+fn end_of(e: &io::Error) -> DialEnd {
+    match e.kind() {
+        _ if sock::is_out_of_ports(e) => DialEnd::NoPorts,
+        _ if sock::is_local_fault(e) => DialEnd::Local,
+        io::ErrorKind::TimedOut => DialEnd::Timeout,
+        io::ErrorKind::HostUnreachable | io::ErrorKind::NetworkUnreachable => DialEnd::Unreachable,
+        _ => DialEnd::Refused,
     }
 }
 

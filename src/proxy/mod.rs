@@ -9,6 +9,7 @@ mod accept;
 mod conn;
 pub mod dial;
 mod greeting;
+mod knock;
 pub mod probe;
 pub mod relay;
 mod sources;
@@ -32,6 +33,9 @@ use crate::balance::Upstreams;
 use crate::config::ProxySettings;
 use crate::life::Drain;
 use crate::net::sock;
+use crate::obs::meter::Tally;
+
+pub use knock::{Knock, Reply};
 
 use dial::{DialLimits, TcpDialer};
 use relay::PipePool;
@@ -56,7 +60,7 @@ pub type Handler = Box<dyn FnOnce(TcpStream, SocketAddr) -> Pin<Box<dyn Future<O
 pub type Takeover = Arc<dyn Fn(SocketAddr) -> Option<Handler> + Send + Sync>;
 
 /// What the data plane has seen.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Counters {
     /// Connections open now.
     pub active: AtomicU64,
@@ -64,8 +68,22 @@ pub struct Counters {
     pub accepted: AtomicU64,
     /// Connections reset because they had nowhere to go.
     pub refused: AtomicU64,
+    /// The same by why: the acceptor dialled directly, no service port there, a limit, no backend, this machine's fault.
+    pub refusals: Tally<7>,
     /// Times that accepting paused at a limit.
     pub accept_pauses: AtomicU64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            active: AtomicU64::new(0),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+            refusals: Tally::new(&conn::REFUSALS),
+            accept_pauses: AtomicU64::new(0),
+        }
+    }
 }
 
 /// The data plane, bound but not serving yet.
@@ -92,6 +110,7 @@ struct Shared {
     ended: Notify,
     /// The parts that accept, in the order of [`Shard::place`].
     parts: Vec<accept::Part>,
+    knock: Arc<Knock>,
 }
 
 impl Proxy {
@@ -171,6 +190,7 @@ impl Proxy {
                 kill: Notify::new(),
                 ended: Notify::new(),
                 parts: Vec::new(),
+                knock: Arc::default(),
             },
         })
     }
@@ -214,6 +234,16 @@ impl Proxy {
     /// What the data plane has seen; stays valid while it serves.
     pub fn counters(&self) -> Arc<Counters> {
         Arc::clone(&self.shared.counters)
+    }
+
+    /// Most connections at once.
+    pub fn max_connections(&self) -> u64 {
+        self.shared.max_connections
+    }
+
+    /// What answers the agent's own probe of the acceptor.
+    pub fn knock(&self) -> Arc<Knock> {
+        Arc::clone(&self.shared.knock)
     }
 
     /// The pipes of streams, for their numbers.

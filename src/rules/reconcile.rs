@@ -4,6 +4,7 @@
 //! processes into the ranges; at the end those routes first, then the rules.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use imbl::OrdSet;
@@ -26,6 +27,7 @@ use super::routes::{Entry, RouteError};
 use crate::config::{InterceptSettings, IptablesBackend};
 use crate::model::{Frontend, Protocol};
 use crate::obs::api::RulesReport;
+use crate::obs::meter::Histogram;
 
 /// A check may cost this share of the time between two checks.
 const CHECK_SHARE: u32 = 40;
@@ -108,6 +110,7 @@ pub struct Reconciler<M> {
     cost: Duration,
     /// The routes and policy rules that were last brought about.
     pub(super) routes: BTreeSet<Entry>,
+    times: Arc<Histogram>,
     pub(super) report: RulesReport,
 }
 
@@ -138,6 +141,7 @@ impl<M: Machine> Reconciler<M> {
             places: Places::default(),
             cost: Duration::ZERO,
             routes: BTreeSet::new(),
+            times: Arc::default(),
             report,
         };
         if !ipset {
@@ -154,7 +158,9 @@ impl<M: Machine> Reconciler<M> {
     pub async fn apply(&mut self, wanted: &Wanted) -> Result<(), RulesError> {
         let started = Instant::now();
         let result = self.bring_about(wanted).await;
-        debug!(took = ?started.elapsed(), ok = result.is_ok(), "rules applied");
+        let took = started.elapsed();
+        self.times.observe(took);
+        debug!(?took, ok = result.is_ok(), "rules applied");
         self.conclude(result)
     }
 
@@ -197,6 +203,11 @@ impl<M: Machine> Reconciler<M> {
         self.report.clone()
     }
 
+    /// How long it took each time to bring the rules to what was wanted; stays valid while this works on.
+    pub fn times(&self) -> Arc<Histogram> {
+        Arc::clone(&self.times)
+    }
+
     /// What this machine can do.
     pub fn capabilities(&self) -> Capabilities {
         self.capabilities
@@ -215,6 +226,7 @@ impl<M: Machine> Reconciler<M> {
     fn conclude(&mut self, result: Result<(), RulesError>) -> Result<(), RulesError> {
         self.report.installed = self.wanted.as_ref().is_some_and(|wanted| !wanted.ranges.is_empty());
         self.report.refuse_before_accept = self.capabilities.ipset;
+        self.report.failures_total += u64::from(result.is_err());
         self.report.last_error = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
         result
     }

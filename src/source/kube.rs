@@ -143,6 +143,16 @@ impl ApiClient {
         Ok((status.as_u16(), answer.start(patience).await))
     }
 
+    /// Sends `PATCH path` with what changes (RFC 7396) and gives back the status of whatever is answered within `patience`.
+    pub(super) async fn patch(&self, path: &str, json: String, patience: Duration) -> Result<u16, Fault> {
+        let request =
+            http::Request::patch(path).header(http::header::CONTENT_TYPE, "application/merge-patch+json");
+        let (status, _, mut answer) = self.send(request, json.into_bytes().into(), patience).await?;
+        // Read to its end, so that the connection can be used again.
+        answer.start(patience).await;
+        Ok(status.as_u16())
+    }
+
     async fn send(
         &self,
         request: http::request::Builder,

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::cached::{LastGood, Resumable};
+use super::events::Recorder;
 use super::follow::{Need, Resource, Timing};
 use super::kube::{ApiClient, Origin};
 use super::live::Live;
@@ -127,6 +128,11 @@ impl KubernetesSource {
     pub fn with_known_range(mut self) -> Self {
         self.live.ask_range = false;
         self
+    }
+
+    /// What tells this cluster's users by events, in the name of `node`.
+    pub fn recorder(&self, node: &str) -> Recorder {
+        Recorder::new(Arc::clone(&self.live.api), node)
     }
 
     /// With another patience than [`Timing::kubernetes`].

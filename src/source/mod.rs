@@ -7,6 +7,7 @@ mod backoff;
 pub mod cache;
 pub mod cached;
 pub mod choose;
+pub mod events;
 mod fault;
 pub mod follow;
 pub mod kube;

@@ -86,6 +86,10 @@ struct State {
     /// What a Service outside the range is told; `None`: nobody may make Services.
     ranges: Option<Vec<String>>,
     asked: Vec<Asked>,
+    /// Events as they stand now.
+    events: Vec<Value>,
+    /// Whether events may be made.
+    events_forbidden: bool,
     watchers: Vec<Watcher>,
 }
 
@@ -147,6 +151,8 @@ impl ApiServer {
             token: None,
             ranges: None,
             asked: Vec::new(),
+            events: Vec::new(),
+            events_forbidden: false,
             watchers: Vec::new(),
         };
         let server = Self {
@@ -289,6 +295,18 @@ impl ApiServer {
 
     pub(crate) fn go_online(&self) {
         self.state().offline = None;
+    }
+
+    /// Every event that was made, as it stands now.
+    #[allow(dead_code, reason = "only the agent makes events")]
+    pub(crate) fn events(&self) -> Vec<Value> {
+        self.state().events.clone()
+    }
+
+    /// Nobody may make events.
+    #[allow(dead_code, reason = "only the agent makes events")]
+    pub(crate) fn forbid_events(&self) {
+        self.state().events_forbidden = true;
     }
 
     pub(crate) fn asked(&self) -> Vec<Asked> {

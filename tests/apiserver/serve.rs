@@ -68,7 +68,7 @@ pub(super) async fn accept(
 async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, state: Arc<Mutex<State>>) {
     let service = service_fn(move |request| {
         let state = state.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &state).await) }
+        async move { Ok::<_, Infallible>(answer(request, &state).await) }
     });
     // A client that goes away in the middle is part of the game.
     let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
@@ -113,7 +113,50 @@ fn refuse(path: &str, query: &HashMap<String, String>, state: &Mutex<State>) -> 
     }
 }
 
-async fn answer(request: &Request<Incoming>, state: &Mutex<State>) -> Answer {
+/// Takes an event or a change to one, as an API server does.
+async fn event(request: Request<Incoming>, state: &Mutex<State>) -> Answer {
+    let (head, body) = request.into_parts();
+    let value: serde_json::Value = serde_json::from_slice(&body.collect().await.unwrap().to_bytes()).unwrap();
+    let mut state = state.lock().unwrap();
+    let (resource, query) = ("events".to_owned(), HashMap::new());
+    state.asked.push(Asked { resource, watch: false, query });
+    if state.events_forbidden {
+        return failure(403, "events is forbidden");
+    }
+    let name = |event: &serde_json::Value| event["metadata"]["name"].as_str().unwrap().to_owned();
+    if head.method == hyper::Method::POST {
+        assert!(head.uri.path().contains(&format!("/{}/", value["metadata"]["namespace"].as_str().unwrap())));
+        if state.events.iter().any(|known| name(known) == name(&value)) {
+            return failure(409, "already exists");
+        }
+        state.events.push(value.clone());
+        return text(201, value.to_string());
+    }
+    assert_eq!(head.headers["content-type"], "application/merge-patch+json");
+    let wanted = head.uri.path().rsplit('/').next().unwrap().to_owned();
+    let Some(known) = state.events.iter_mut().find(|known| name(known) == wanted) else {
+        return failure(404, "not found");
+    };
+    for (key, new) in value.as_object().unwrap() {
+        known[key] = new.clone();
+    }
+    text(200, known.to_string())
+}
+
+/// The one Service that a field selector names.
+fn one_service(path: &str, query: &HashMap<String, String>, state: &Mutex<State>) -> Option<Answer> {
+    let namespace = path.strip_prefix("/api/v1/namespaces/")?.strip_suffix("/services")?;
+    let name = query.get("fieldSelector")?.strip_prefix("metadata.name=")?;
+    let key = ("services".to_owned(), format!("{namespace}/{name}"));
+    let items: Vec<_> = state.lock().unwrap().objects.get(&key).cloned().into_iter().collect();
+    Some(text(200, json!({"kind": "ServiceList", "metadata": {}, "items": items}).to_string()))
+}
+
+async fn answer(request: Request<Incoming>, state: &Mutex<State>) -> Answer {
+    if request.method() != hyper::Method::GET && request.uri().path().contains("/events") {
+        return event(request, state).await;
+    }
+
     let query: HashMap<String, String> = request
         .uri()
         .query()
@@ -124,6 +167,9 @@ async fn answer(request: &Request<Incoming>, state: &Mutex<State>) -> Answer {
         .collect();
     if request.method() == hyper::Method::POST {
         return refuse(request.uri().path(), &query, state);
+    }
+    if let Some(answer) = one_service(request.uri().path(), &query, state) {
+        return answer;
     }
     let Some((_, resource, list_kind)) = KNOWN.iter().find(|(path, ..)| *path == request.uri().path()) else {
         return failure(404, "the server could not find the requested resource");

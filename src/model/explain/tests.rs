@@ -45,8 +45,13 @@ fn ranges() -> Vec<IpNet> {
     vec!["10.96.0.0/16".parse().unwrap(), "fd00::/112".parse().unwrap()]
 }
 
+fn known<'a>(snapshot: &'a Snapshot, ranges: &'a [IpNet], live: LiveLookup<'a>) -> Known<'a> {
+    static NAMES: BTreeSet<Frontend> = BTreeSet::new();
+    Known { snapshot, ranges, names: &NAMES, domain: DOMAIN, live }
+}
+
 fn ask(target: &str) -> Resolution {
-    resolve(&world(), &ranges(), target, DOMAIN, &|_, _| None).unwrap()
+    resolve(known(&world(), &ranges(), &|_, _| None), target).unwrap()
 }
 
 #[test]
@@ -64,9 +69,8 @@ fn every_kind_of_target_gets_its_verdict() {
         ("web.default.svc.cluster.local:80", Proxied, Some("10.96.0.1:80"), ""),
         ("web.default.svc.cluster.local.:80", Proxied, Some("10.96.0.1:80"), ""),
         ("web", Proxied, Some("10.96.0.1:80"), "several ports, 53/UDP (dns), 80/TCP (http)"),
-        // UDP is refused until it is intercepted.
-        ("10.96.0.1:53/udp", Refused, Some("10.96.0.1:53"), "UDP is not intercepted yet"),
-        ("web:53/UDP", Refused, Some("10.96.0.1:53"), "UDP is not intercepted yet"),
+        ("10.96.0.1:53/udp", Proxied, Some("10.96.0.1:53"), "1 backend may be picked"),
+        ("web:53/UDP", Proxied, Some("10.96.0.1:53"), "1 backend may be picked"),
         // A port or protocol that the Service does not have.
         (
             "10.96.0.1:81",
@@ -137,7 +141,7 @@ fn targets_that_cannot_be_read_say_what_is_expected() {
         "http://web:80",
         "fd00::zz",
     ] {
-        let error = resolve(&world(), &ranges(), target, DOMAIN, &|_, _| None).unwrap_err();
+        let error = resolve(known(&world(), &ranges(), &|_, _| None), target).unwrap_err();
         assert!(!error.to_string().is_empty(), "{target}");
     }
 }
@@ -166,7 +170,7 @@ fn backends_are_listed_with_state_and_reason() {
             failures_total: 3,
         })
     };
-    let got = resolve(&got, &ranges(), "web:80", DOMAIN, &live).unwrap();
+    let got = resolve(known(&got, &ranges(), &live), "web:80").unwrap();
     let rows: Vec<_> =
         got.backends.iter().map(|b| (&*b.address, &*b.state, b.eligible, &*b.reason)).collect();
     let reserve = "used only when the nearer backends cannot be reached";
@@ -205,7 +209,7 @@ fn backends_are_listed_with_state_and_reason() {
 fn a_terminating_fallback_is_draining_and_eligible() {
     let ends = json!([{"addresses": ["192.0.2.1"], "conditions": {"ready": false, "serving": true, "terminating": true}}]);
     let got = snapshot(vec![service("web", "10.96.0.1", &json!({})), slice("x", "web", &ends)]);
-    let got = resolve(&got, &ranges(), "web", DOMAIN, &|_, _| None).unwrap();
+    let got = resolve(known(&got, &ranges(), &|_, _| None), "web").unwrap();
     assert_eq!((&*got.backends[0].state, got.backends[0].eligible), ("draining", Some(true)));
     assert_eq!(got.verdict, Verdict::Proxied);
 }
@@ -220,7 +224,7 @@ fn the_loser_of_an_address_is_told_so() {
         )
     };
     let got = snapshot(vec![make("old", "2026-01-01T00:00:00Z"), make("new", "2026-01-02T00:00:00Z")]);
-    let got = resolve(&got, &ranges(), "old:80", DOMAIN, &|_, _| None).unwrap();
+    let got = resolve(known(&got, &ranges(), &|_, _| None), "old:80").unwrap();
     assert_eq!(got.verdict, Verdict::Refused);
     assert!(got.why.contains("default/new"), "{}", got.why);
 }
@@ -233,7 +237,8 @@ mod properties {
     proptest! {
         #[test]
         fn no_target_makes_it_panic(target in "\\PC{0,30}|[a-z0-9.:/\\[\\]]{0,30}", domain in "[a-z.]{0,8}") {
-            let _ = resolve(&world(), &ranges(), &target, &domain, &|_, _| None);
+            let (world, ranges) = (world(), ranges());
+            let _ = resolve(Known { domain: &domain, ..known(&world, &ranges, &|_, _| None) }, &target);
         }
 
         #[test]
@@ -247,5 +252,33 @@ mod properties {
                 prop_assert_eq!(got.protocol == Protocol::Udp, udp);
             }
         }
+    }
+}
+
+#[test]
+fn the_clusters_own_dns_is_answered_without_a_backend() {
+    let dns =
+        snapshot(vec![service("dns", "10.96.0.10", &json!({"ports": [{"port": 53, "protocol": "UDP"}]}))]);
+    let ranges = ranges();
+    let frontend = Frontend { ip: "10.96.0.10".parse().unwrap(), port: 53, protocol: Protocol::Udp };
+    let names = BTreeSet::from([frontend]);
+    let plain = known(&dns, &ranges, &|_, _| None);
+    assert_eq!(resolve(plain, "dns:53/udp").unwrap().verdict, Verdict::Refused);
+    let answered = resolve(Known { names: &names, ..plain }, "dns:53/udp").unwrap();
+    assert_eq!(answered.verdict, Verdict::Proxied, "{}", answered.why);
+    assert!(answered.why.contains("answers itself"), "{}", answered.why);
+}
+
+#[test]
+fn what_is_set_for_a_service_is_noted() {
+    let set = json!({"internalTrafficPolicy": "Local", "sessionAffinity": "ClientIP",
+        "ports": [{"port": 80, "appProtocol": "http"}]});
+    let world = snapshot(vec![service("web", "10.96.0.1", &set)]);
+    let ranges = ranges();
+    let notes = resolve(known(&world, &ranges, &|_, _| None), "web:80").unwrap().notes.join("\n");
+    for part in
+        ["10.96.0.0/16 are redirected", "appProtocol is http", "internalTrafficPolicy is Local", "10800 s"]
+    {
+        assert!(notes.contains(part), "{part}: {notes}");
     }
 }

@@ -1,11 +1,12 @@
-use std::time::Instant;
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::JoinHandle;
 
 use super::*;
 use crate::obs::api::Verdict;
 use crate::obs::api::tests::sample;
+
+/// Longer than anything here takes on a busy machine.
+const LONG: Duration = Duration::from_mins(1);
 
 fn condition(name: &str, ok: bool) -> Condition {
     Condition { name: name.to_owned(), ok, detail: "so\nit is".to_owned() }
@@ -14,6 +15,8 @@ fn condition(name: &str, ok: bool) -> Condition {
 fn handlers() -> AdminHandlers {
     AdminHandlers {
         status: Box::new(sample),
+        figures: Box::new(Figures::default),
+        check: Box::new(Vec::new),
         resolve: Box::new(|target| match target {
             "panic" => panic!("as asked"),
             "bad" => Err("no such form".to_owned()),
@@ -26,6 +29,7 @@ fn handlers() -> AdminHandlers {
                 backends: Vec::new(),
                 verdict: Verdict::NotIntercepted,
                 why: "outside of every range".to_owned(),
+                notes: Vec::new(),
             }),
         }),
         health: Box::new(|| vec![condition("snapshot", true), condition("rules", false)]),
@@ -84,7 +88,8 @@ async fn every_path_of_the_contract_answers() {
 async fn what_cannot_be_answered_gets_its_code() {
     let (addr, ..) = start();
     for (path, code) in [
-        ("/", 404),
+        ("/ui/", 404),
+        ("/ui/../page.js", 404),
         ("/api/v1/status/", 404),
         ("/api/v1/resolve", 400),
         ("/api/v1/resolve?target=", 400),
@@ -167,13 +172,11 @@ async fn slow_clients_are_cut_off_and_others_served_meanwhile() {
         slow.push(stream);
     }
     // Every slot is taken, so that this one waits until the slow ones have been cut off.
-    let started = Instant::now();
-    assert!(get(addr, "/healthz").await.starts_with("HTTP/1.1 200 "));
-    let waited = started.elapsed();
-    assert!(waited < HEAD_TIMEOUT + Duration::from_secs(3), "{waited:?}");
+    let answer = get(addr, "/healthz").await;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer:?}");
     for mut stream in slow {
         let mut answer = String::new();
-        let end = tokio::time::timeout(Duration::from_secs(5), stream.read_to_string(&mut answer)).await;
+        let end = tokio::time::timeout(LONG, stream.read_to_string(&mut answer)).await;
         assert!(end.is_ok(), "a slow client is still connected");
     }
 }
@@ -183,7 +186,7 @@ async fn it_stops_when_told() {
     let (addr, stop, server) = start();
     assert!(get(addr, "/healthz").await.starts_with("HTTP/1.1 200 "));
     stop.cancel();
-    tokio::time::timeout(Duration::from_secs(5), server).await.unwrap().unwrap().unwrap();
+    tokio::time::timeout(LONG, server).await.unwrap().unwrap().unwrap();
     assert!(TcpStream::connect(addr).await.is_err());
 }
 

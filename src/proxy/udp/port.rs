@@ -135,7 +135,7 @@ impl Port {
                         return Err(e.to_string());
                     }
                     if !sock::is_local_fault(&e) {
-                        endpoint.failed(now, &upstream.ejection);
+                        shared.upstreams.note_failure(endpoint, &upstream.ejection);
                     }
                     last = e.to_string();
                 }
@@ -186,7 +186,7 @@ impl Port {
         tracing::debug!(backend = %session.backend(), error = %e, "flow ended");
         if !sock::is_local_fault(e) {
             let now = shared.upstreams.now();
-            session.backend_failed(now);
+            session.backend_failed();
             shared.counters.unreachable.fetch_add(1, Relaxed);
             *self.unreachable.lock().unwrap_or_else(PoisonError::into_inner) = Some((session.backend(), now));
         }

@@ -80,8 +80,8 @@ impl Session {
         self.upstream.port.id == *port
     }
 
-    pub(super) fn backend_failed(&self, now: Tick) {
-        self.lease.endpoint().failed(now, &self.upstream.ejection);
+    pub(super) fn backend_failed(&self) {
+        self.shared.upstreams.note_failure(self.lease.endpoint(), &self.upstream.ejection);
     }
 
     /// Passes a datagram on to the backend.

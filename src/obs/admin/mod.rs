@@ -1,22 +1,31 @@
-//! The admin endpoint: health, metrics, status, resolve. It reads and never changes anything.
+//! The admin endpoint: health, metrics, status, resolve, and a page for people. It reads and never changes anything.
 //!
 //! It may be slow or busy without harm: it lives apart from the data plane, serves few connections at a time, one
 //! request each, and cuts off whoever dawdles.
+//!
+//! `guard` says who is answered, `feed` makes the page's events, `page` holds the page itself. What does not belong
+//! here: anything that the agent would do differently because somebody asked.
+
+mod feed;
+mod guard;
+mod page;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use http_body_util::Full;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{self, HeaderValue};
+use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode, Version};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Serialize;
 use tokio::net::{TcpListener, TcpStream};
@@ -25,8 +34,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::debug;
 
-use super::api::{Condition, Resolution, Status};
-use super::metrics::{self, Metrics};
+use super::api::{Condition, Finding, Resolution, Status};
+use super::meter::Tally;
+use super::metrics::{self, Figures, Metrics, Runtime};
+use feed::Feed;
 
 /// Probes and scrapers are few; this bounds memory and descriptors when somebody else comes.
 const MOST_CONNECTIONS: usize = 64;
@@ -34,10 +45,19 @@ const MOST_CONNECTIONS: usize = 64;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for a whole connection: head, answer, and the last byte read by the client.
 const TOTAL_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for what is being answered when the end comes.
+const STOP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Largest request head; hyper answers 431 above it, and allows no less than 8 KiB.
 const LARGEST_HEAD: usize = 16 << 10;
 /// How long accepting pauses when descriptors have run out.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// The paths that are counted, each; others count as the last.
+const PATHS: [&str; 8] =
+    ["/healthz", "/readyz", "/metrics", "/api/v1/status", "/api/v1/resolve", "/api/v1/events", "/", "other"];
+
+/// An answer's body.
+type Body = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Gives the agent's status.
 pub type StatusHandler = Box<dyn Fn() -> Status + Send + Sync>;
@@ -46,11 +66,20 @@ pub type ResolveHandler = Box<dyn Fn(&str) -> Result<Resolution, String> + Send 
 /// Gives conditions, of which each must hold.
 pub type ConditionsHandler = Box<dyn Fn() -> Vec<Condition> + Send + Sync>;
 
+/// Gives the numbers that are counted for metrics only.
+pub type FiguresHandler = Box<dyn Fn() -> Figures + Send + Sync>;
+/// Looks this machine over, as `check` does.
+pub type CheckHandler = Box<dyn Fn() -> Vec<Finding> + Send + Sync>;
+
 /// Where answers come from. Each is called for every request, off the runtime's own threads, except for the
 /// conditions, which must be cheap.
 pub struct AdminHandlers {
     /// For `/api/v1/status` and `/metrics`.
     pub status: StatusHandler,
+    /// For `/metrics`, besides.
+    pub figures: FiguresHandler,
+    /// For the page, now and then while one is open; may take seconds.
+    pub check: CheckHandler,
     /// For `/api/v1/resolve`.
     pub resolve: ResolveHandler,
     /// Readiness, for `/readyz`.
@@ -87,10 +116,11 @@ impl AdminServer {
         self.addr
     }
 
-    /// Answers until `stop` is cancelled; what is being answered then is finished.
+    /// Answers until `stop` is cancelled; what is being answered then may end.
     pub async fn serve(self, handlers: AdminHandlers, stop: CancellationToken) -> anyhow::Result<()> {
         let listener = TcpListener::from_std(self.listener).context("the admin endpoint cannot be served")?;
-        let shared = Arc::new(Shared::new(handlers));
+        let shared = Arc::new(Shared::new(handlers, self.addr.ip().is_loopback(), stop.clone()));
+        let feeding = tokio::spawn(Arc::clone(&shared.feed).run()).abort_handle();
         let connections = TaskTracker::new();
         let mut open: VecDeque<AbortHandle> = VecDeque::new();
         loop {
@@ -116,17 +146,22 @@ impl AdminServer {
                 }
             }
         }
+        feeding.abort();
         connections.close();
-        // Bounded by TOTAL_TIMEOUT.
-        connections.wait().await;
+        if tokio::time::timeout(STOP_TIMEOUT, connections.wait()).await.is_err() {
+            open.iter().for_each(AbortHandle::abort);
+        }
         Ok(())
     }
 }
 
 async fn serve_one(stream: TcpStream, shared: Arc<Shared>) {
+    // Set by an answer that goes on for as long as the client listens.
+    let lasting = Arc::new(AtomicBool::new(false));
+    let lasts = Arc::clone(&lasting);
     let service = service_fn(move |request| {
-        let shared = Arc::clone(&shared);
-        async move { Ok::<_, Infallible>(shared.answer(request).await) }
+        let (shared, lasting) = (Arc::clone(&shared), Arc::clone(&lasting));
+        async move { Ok::<_, Infallible>(shared.answer(request, &lasting).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -134,7 +169,13 @@ async fn serve_one(stream: TcpStream, shared: Arc<Shared>) {
         .max_buf_size(LARGEST_HEAD)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(TOTAL_TIMEOUT, connection).await {
+    let mut connection = std::pin::pin!(connection);
+    let mut ended = tokio::time::timeout(TOTAL_TIMEOUT, connection.as_mut()).await;
+    if ended.is_err() && lasts.load(Relaxed) {
+        // The feed itself ends after its time.
+        ended = Ok(connection.await);
+    }
+    match ended {
         Ok(Ok(())) => {}
         Ok(Err(e)) => debug!("admin connection: {e}"),
         Err(_) => debug!("admin connection: cut off after {TOTAL_TIMEOUT:?}"),
@@ -144,51 +185,47 @@ async fn serve_one(stream: TcpStream, shared: Arc<Shared>) {
 struct Shared {
     handlers: Arc<AdminHandlers>,
     metrics: Arc<Metrics>,
+    feed: Arc<Feed>,
+    requests: Arc<Tally<8>>,
+    /// Whether only this machine can ask.
+    loopback: bool,
 }
 
 impl Shared {
-    fn new(handlers: AdminHandlers) -> Self {
+    /// Must be called on the runtime that serves.
+    fn new(handlers: AdminHandlers, loopback: bool, stop: CancellationToken) -> Self {
         let handlers = Arc::new(handlers);
-        let source = Arc::clone(&handlers);
-        let metrics = Metrics::new(Arc::new(move || (source.status)()));
-        Self { handlers, metrics: Arc::new(metrics) }
+        let requests = Arc::new(Tally::new(&PATHS));
+        let (source, counted, runtime) =
+            (Arc::clone(&handlers), Arc::clone(&requests), tokio::runtime::Handle::current());
+        let metrics = Metrics::new(Arc::new(move || {
+            let mut figures = (source.figures)();
+            figures.admin_requests = counted.read();
+            figures.runtimes.push(Runtime::of("admin", &runtime));
+            ((source.status)(), figures)
+        }));
+        let feed = Feed::new(Arc::clone(&handlers), stop);
+        Self { handlers, metrics: Arc::new(metrics), feed, requests, loopback }
     }
 
-    async fn answer(&self, request: Request<Incoming>) -> Response<Full<Bytes>> {
-        let mut response = if let Err((code, why)) = Self::admit(&request) {
+    async fn answer(&self, request: Request<Incoming>, lasting: &AtomicBool) -> Response<Body> {
+        let path = request.uri().path();
+        self.requests.add(PATHS.iter().position(|known| *known == path).unwrap_or(PATHS.len()));
+        let mut response = if let Err((code, why)) = guard::admit(&request, self.loopback) {
             fault(code, why)
         } else {
-            self.route(&request).await
+            self.route(&request, lasting).await
         };
         if response.status() == StatusCode::METHOD_NOT_ALLOWED {
             response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET, HEAD"));
         }
-        let headers = response.headers_mut();
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        for (name, value) in page::HEADERS {
+            response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
         response
     }
 
-    /// Turns away what may not be answered, whatever it asks for.
-    fn admit<B>(request: &Request<B>) -> Result<(), (StatusCode, &'static str)> {
-        // A web page whose name has been rebound to this address sends that name: a browser on this machine must not
-        // read the cluster's layout out to it.
-        let named = request.headers().get_all(header::HOST).iter().map(HeaderValue::to_str);
-        let target = request.uri().authority().map(|a| Ok(a.as_str()));
-        let mut hosts = named.chain(target).peekable();
-        if hosts.peek().is_none() && request.version() != Version::HTTP_10 {
-            return Err((StatusCode::BAD_REQUEST, "the Host header is missing"));
-        }
-        if !hosts.all(|host| host.is_ok_and(is_own_host)) {
-            return Err((StatusCode::MISDIRECTED_REQUEST, "ask by address, or as localhost"));
-        }
-        if !matches!(*request.method(), Method::GET | Method::HEAD) {
-            return Err((StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD are answered"));
-        }
-        Ok(())
-    }
-
-    async fn route<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    async fn route<B>(&self, request: &Request<B>, lasting: &AtomicBool) -> Response<Body> {
         let handlers = Arc::clone(&self.handlers);
         match request.uri().path() {
             "/healthz" => conditions(&(handlers.live)()),
@@ -214,13 +251,32 @@ impl Shared {
                 }
                 Err(why) => fault(StatusCode::BAD_REQUEST, why),
             },
-            _ => fault(StatusCode::NOT_FOUND, "no such path"),
+            "/api/v1/events" => self.events(request.method() == hyper::Method::HEAD, lasting),
+            path => match page::file(path) {
+                Some((content_type, text)) => reply(StatusCode::OK, content_type, text),
+                None => fault(StatusCode::NOT_FOUND, "no such path"),
+            },
         }
+    }
+
+    /// The status again and again, for the page.
+    fn events(&self, head_only: bool, lasting: &AtomicBool) -> Response<Body> {
+        if head_only {
+            return reply(StatusCode::OK, feed::CONTENT_TYPE, "");
+        }
+        let Some(body) = self.feed.listen() else {
+            let why = format!("{} pages listen already: close one", feed::MOST_LISTENERS);
+            return fault(StatusCode::SERVICE_UNAVAILABLE, &why);
+        };
+        lasting.store(true, Relaxed);
+        let mut response = reply(StatusCode::OK, feed::CONTENT_TYPE, "");
+        *response.body_mut() = body;
+        response
     }
 }
 
 /// Runs what may take long (a node can have 10,000 services) off the runtime's threads.
-async fn aside(work: impl FnOnce() -> Response<Full<Bytes>> + Send + 'static) -> Response<Full<Bytes>> {
+async fn aside(work: impl FnOnce() -> Response<Body> + Send + 'static) -> Response<Body> {
     match tokio::task::spawn_blocking(work).await {
         Ok(response) => response,
         // The panic hook has logged what happened.
@@ -228,15 +284,6 @@ async fn aside(work: impl FnOnce() -> Response<Full<Bytes>> + Send + 'static) ->
             fault(StatusCode::INTERNAL_SERVER_ERROR, "the answer could not be made; the agent's log says why")
         }
     }
-}
-
-/// Whether `host`, a `Host` header's value, cannot be a name that somebody on the internet has rebound to this address:
-/// an address, or a single label such as `localhost` or a node's name, which no public domain has.
-fn is_own_host(host: &str) -> bool {
-    let Ok(authority) = host.parse::<hyper::http::uri::Authority>() else { return false };
-    let name = authority.host();
-    let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
-    !host.contains('@') && (bare.parse::<IpAddr>().is_ok() || !name.trim_end_matches('.').contains('.'))
 }
 
 /// The `target` of a query, decoded.
@@ -266,7 +313,7 @@ fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
 }
 
 /// 200 if all hold, else 503; the body names each.
-fn conditions(conditions: &[Condition]) -> Response<Full<Bytes>> {
+fn conditions(conditions: &[Condition]) -> Response<Body> {
     let all = conditions.iter().all(|c| c.ok);
     let mut text = String::new();
     for c in conditions {
@@ -285,19 +332,19 @@ fn conditions(conditions: &[Condition]) -> Response<Full<Bytes>> {
     )
 }
 
-fn json(code: StatusCode, value: &impl Serialize) -> Response<Full<Bytes>> {
+fn json(code: StatusCode, value: &impl Serialize) -> Response<Body> {
     match serde_json::to_vec(value) {
         Ok(body) => reply(code, "application/json", body),
         Err(e) => reply(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", e.to_string()),
     }
 }
 
-fn fault(code: StatusCode, why: &str) -> Response<Full<Bytes>> {
+fn fault(code: StatusCode, why: &str) -> Response<Body> {
     json(code, &serde_json::json!({ "error": why }))
 }
 
-fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(body.into()));
+fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Full::new(body.into()).boxed_unsync());
     *response.status_mut() = code;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
