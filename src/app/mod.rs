@@ -119,6 +119,26 @@ pub fn withdraw_leftovers(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The acceptor: the one that the last process had, or a new one. Says which.
+fn acceptor(
+    settings: &Settings,
+    mut keeper: Option<&mut Store>,
+    threads: usize,
+) -> anyhow::Result<(Proxy, bool)> {
+    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
+    let own_mark = settings.intercept.own_mark;
+    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
+    let is_adopted = adopted.is_some();
+    let proxy = match adopted {
+        Some(proxy) => proxy,
+        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
+    };
+    if let Some(Err(error)) = keeper.map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
+        warn!(%error, "the acceptor's sockets will not outlive this process");
+    }
+    Ok((proxy, is_adopted))
+}
+
 /// Binds, wires and starts everything. When it returns, the agent works, or is about to: `/readyz` tells. An error
 /// leaves the machine as it was.
 pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<Running> {
@@ -139,17 +159,8 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let admin = AdminServer::bind(settings.admin.listen)?;
     let admin_addr = admin.local_addr();
     let threads = data::threads(&settings.proxy);
-    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
     let own_mark = settings.intercept.own_mark;
-    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
-    let is_adopted = adopted.is_some();
-    let proxy = match adopted {
-        Some(proxy) => proxy,
-        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
-    };
-    if let Some(Err(error)) = keeper.as_ref().map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
-        warn!(%error, "the acceptor's sockets will not outlive this process");
-    }
+    let (proxy, is_adopted) = acceptor(&settings, keeper.as_mut(), threads)?;
     let proxy_port = proxy.port();
 
     let upstreams = Arc::new(Upstreams::new());
