@@ -102,7 +102,7 @@ impl Scene {
 
     /// What the kernel says that the agent and its programs have used so far.
     fn cpu(&self) -> Duration {
-        // `env` and `ip netns exec` have become the agent, so that the process is the agent itself.
+        // Not of the keeper: that one does nothing.
         let stat =
             fs::read_to_string(format!("/proc/{}/stat", self.agent.worker())).expect("a running agent");
         let (_, rest) = stat.rsplit_once(") ").expect("a name in brackets");

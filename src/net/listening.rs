@@ -35,35 +35,45 @@ pub fn listening() -> Vec<Listening> {
     [tcp(), udp()].into_iter().flat_map(Result::unwrap_or_default).collect()
 }
 
-/// Connections that wait to be accepted by the listeners on TCP port `port`, in the calling thread's network namespace.
-pub fn waiting(port: u16) -> u64 {
-    let listeners = tables(["tcp", "tcp6"])
-        .flatten()
-        .flat_map(|lines| lines.skip(1).map_while(Result::ok).take_while(|line| state(line) == Some(LISTEN)));
-    listeners.filter_map(|line| queue(&line, port)).sum()
-}
-
-/// The queue of a listener on `port`: for one, the kernel prints it in the place of received bytes.
-fn queue(line: &str, port: u16) -> Option<u64> {
-    let listener = parse(line, false).filter(|listener| listener.address.port() == port);
-    let queues = line.split_ascii_whitespace().nth(4).filter(|_| listener.is_some())?;
-    u64::from_str_radix(queues.split_once(':')?.1, 16).ok()
-}
-
-/// The TCP listeners. The kernel lists them before all other sockets, of which a node may have very many: those are not
-/// read.
+/// The TCP listeners.
 pub fn tcp() -> io::Result<Vec<Listening>> {
     let mut found = Vec::new();
+    each_listener(|_, listener| found.push(listener))?;
+    Ok(found)
+}
+
+/// Connections that wait to be accepted by the listeners on TCP port `port`, in the calling thread's network namespace.
+pub fn waiting(port: u16) -> u64 {
+    let mut sum = 0;
+    let read = each_listener(|line, listener| {
+        if listener.address.port() == port {
+            sum += queue(line).unwrap_or_default();
+        }
+    });
+    if read.is_ok() { sum } else { 0 }
+}
+
+/// The queue of a listener: for one, the kernel prints it in the place of received bytes.
+fn queue(line: &str) -> Option<u64> {
+    let (_, waiting) = line.split_ascii_whitespace().nth(4)?.split_once(':')?;
+    u64::from_str_radix(waiting, 16).ok()
+}
+
+/// Hands on each TCP listener with its line. The kernel lists them before all other sockets, of which a node may have very
+/// many: those are not read.
+fn each_listener(mut each: impl FnMut(&str, Listening)) -> io::Result<()> {
     for lines in tables(["tcp", "tcp6"]) {
         for line in lines?.skip(1) {
             let line = line?;
             if state(&line) != Some(LISTEN) {
                 break;
             }
-            found.extend(parse(&line, false));
+            if let Some(listener) = parse(&line, false) {
+                each(&line, listener);
+            }
         }
     }
-    Ok(found)
+    Ok(())
 }
 
 /// The UDP sockets without a peer.
