@@ -90,7 +90,9 @@ pub(super) fn listening(
     for (protocol, read) in [(Protocol::Tcp, listening::tcp as fn() -> _), (Protocol::Udp, listening::udp)] {
         if asked(protocol) {
             let all = read().inspect_err(fault).unwrap_or_default();
-            all.into_iter().for_each(|one| add(protocol, one.address, one.inode));
+            for one in all {
+                add(protocol, one.address, one.inode);
+            }
         }
     }
     found
