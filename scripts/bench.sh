@@ -7,3 +7,5 @@ scripts/setup.sh bench
 # shellcheck source=scripts/runner.sh
 . scripts/runner.sh
 cargo bench --locked --bench compare
+cargo bench --locked --bench datagrams
+cargo bench --locked --bench http

@@ -54,6 +54,8 @@ demo | test | bench)
     fi
     if [ "$what" = bench ]; then
         need haproxy haproxy
+        need dnsmasq dnsmasq-base
+        need unbound unbound
         [ -e /usr/lib/nginx/modules/ngx_stream_module.so ] || packages+=(libnginx-mod-stream)
     fi
     ;;

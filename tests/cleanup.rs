@@ -58,13 +58,15 @@ fn every_version_goes_and_everything_else_stays_byte_for_byte() {
             let space = Space::new();
             space.load(backend, &fixture(name));
             let (before, policies) = (space.save(backend), space.policies(backend));
-            let done = space.cleanup(&[]).exits(0);
+            // The hybrid has a chain that looks like EdgeMesh's, which stays and is named.
+            let code = if name == "f7_hybrid" { 2 } else { 0 };
+            let done = space.cleanup(&[]).exits(code);
             assert_eq!(space.save(backend), without(&before, CHAINS), "{name} {backend}");
             assert!(backend == "legacy" || space.policies(backend) == policies, "{name}");
             assert_eq!(done.json["versions"], json!([version]), "{name} {backend}");
 
             let backup = done.json["backup"].as_str().unwrap().to_owned();
-            let again = space.cleanup(&[]).exits(0);
+            let again = space.cleanup(&[]).exits(code);
             assert_eq!(again.json["backup"], json!(null), "{name} {backend}");
             assert!(again.all("removedRules").is_empty() && again.all("removedChains").is_empty());
 
@@ -80,13 +82,13 @@ fn every_version_goes_and_everything_else_stays_byte_for_byte() {
 
 #[test]
 fn what_is_not_edgemeshs_is_left_alone() {
-    for (name, code) in [("f8", 2), ("f1_host", 0)] {
+    for name in ["f8", "f1_host"] {
         for backend in BACKENDS {
             for args in [&[][..], &["--force"]] {
                 let space = Space::new();
                 space.load(backend, &fixture(name));
                 let before = space.save(backend);
-                let done = space.cleanup(args).exits(code);
+                let done = space.cleanup(args).exits(2);
                 assert_eq!(space.save(backend), before, "{name} {backend}");
                 assert_eq!(done.json["backup"], json!(null));
                 assert!(!done.all("kept").is_empty());
@@ -119,7 +121,7 @@ fn generations_piled_up_in_both_back_ends_go_at_once() {
         );
         before.push(clean);
     }
-    let done = space.cleanup(&[]).exits(0);
+    let done = space.cleanup(&[]).exits(2);
     for (backend, before) in BACKENDS.iter().zip(before) {
         assert_eq!(space.save(backend), before, "{backend}");
     }
@@ -140,7 +142,7 @@ fn a_cut_between_any_two_steps_is_mended_by_the_next_run() {
             space.sh("ip link add edgemesh0 type bridge; ip addr add 169.254.96.16/32 dev edgemesh0");
             let clean = without(&space.save(backend), CHAINS);
             let total = first_steps(&space, done);
-            space.cleanup(&[]).exits(0);
+            space.cleanup(&[]).exits(2);
             assert_eq!(space.save(backend), clean, "{backend} after {done} steps");
             assert!(!space.sh("ip link").contains("edgemesh0"));
             if done == total {
@@ -384,7 +386,7 @@ fn links_and_routes_of_edgemesh_go_and_others_stay() {
          ip link add edge-dummy0 type bridge; ip addr add 169.254.30.10/32 dev edge-dummy0",
     );
     space.load("nft", &fixture("f3"));
-    let done = space.cleanup(&[]).exits(0);
+    let done = space.cleanup(&[]).exits(2);
     let links = space.sh("ip -o link");
     assert!(!links.contains("edgemesh0") && !links.contains("edge_tun0"), "{links}");
     assert!(links.contains("edge-dummy0") && links.contains("edge0") && links.contains("docker0"), "{links}");
@@ -401,7 +403,7 @@ fn links_and_routes_of_edgemesh_go_and_others_stay() {
             "10.96.0.0/12 via 172.17.0.1 dev docker0: removed"
         ]
     );
-    let again = space.cleanup(&[]).exits(0);
+    let again = space.cleanup(&[]).exits(2);
     assert_eq!(again.items("links"), ["edge0: kept"]);
 }
 
@@ -585,7 +587,7 @@ fn the_agent_can_ask_what_is_stale() {
     let lines = runtime
         .block_on(legacy::within(path.as_ref(), || async {
             let (roots, options) = (legacy::Roots::default(), legacy::Options::default());
-            legacy::stale(&legacy::facts(&HostTools, &roots, &options).await.unwrap())
+            legacy::stale(&legacy::facts(&HostTools, &roots, &options).await.unwrap(), &options)
         }))
         .unwrap();
     let rules = "rules of EdgeMesh v1.9.0 are still installed (legacy ipv4: EDGE-MESH, EDGE-MESH-TCP)";

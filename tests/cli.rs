@@ -218,6 +218,31 @@ fn the_printed_configuration_is_a_configuration() {
 }
 
 #[test]
+fn the_printed_configuration_as_json_says_the_same() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let given = ["run", "--node-name", "node-a", "--drain-timeout", "1m30s", "--print-config"];
+    let yaml = run(&given);
+    let json = run(&[&given[..], &["-o", "json"]].concat());
+    assert_eq!(json.status.code(), Some(0), "{}", stderr(&json));
+    let value: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON and nothing else");
+    assert_eq!(value["proxy"]["drainTimeout"], "1m30s");
+    let path = dir.path().join("printed.json");
+    std::fs::write(&path, &json.stdout).expect("a file");
+    let again = run(&["run", "--print-config", "--config", &path.display().to_string()]);
+    assert_eq!(stdout(&again), stdout(&yaml), "{}", stderr(&again));
+}
+
+#[test]
+fn a_state_folder_that_can_never_be_is_refused() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let state = format!("{}/state", file.path().display());
+    for command in [&["run", "--manifests", "/"][..], &["cleanup"], &["cleanup", "--dry-run"]] {
+        let output = run(&[command, &["--state-dir", &state]].concat());
+        assert_usage_error(&output, &["stateDir", &state, "is a file", "--state-dir"]);
+    }
+}
+
+#[test]
 fn json_stands_alone_on_standard_output() {
     let output = run(&["version", "-o", "json", "--log-level", "trace"]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));

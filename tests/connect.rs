@@ -118,7 +118,11 @@ fn clients_of_every_kind_are_served_and_ends_are_passed_on(backend: &str) {
             let mut first = [0; 4];
             stream.read_exact(&mut first).expect(place);
             assert_eq!(&first, b"part", "{place} to {to}");
-            assert_eq!(errno(&stream.read(&mut first).expect_err("a reset")), Errno::ECONNRESET, "{place}");
+            assert_eq!(
+                errno(&stream.read_exact(&mut first[..1]).expect_err("a reset")),
+                Errno::ECONNRESET,
+                "{place}"
+            );
         }
         for to in addresses(3) {
             let mut stream = client.connect(&to).expect(place);
@@ -274,7 +278,7 @@ fn a_backend_connected_for_a_client_that_left_is_closed() {
     let ends = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let count = std::sync::Arc::clone(&ends);
     let _server = Server::start(&scene.b, 7001, move |mut stream| {
-        let _ = stream.read(&mut [0; 1]);
+        let _ = stream.read_exact(&mut [0; 1]);
         count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     });
     let agent = patient(&scene);

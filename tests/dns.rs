@@ -337,6 +337,59 @@ fn foreign_names_are_relayed_kept_and_given_out_when_nobody_can_be_asked() {
     });
 }
 
+/// The cluster's own DNS is asked first while an endpoint of it answers, then the servers of the node, and never an
+/// address at which this agent itself answers.
+#[test]
+fn the_clusters_own_dns_is_asked_first_where_that_is_wished() {
+    let lab = Lab::new("dns-cluster");
+    let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let text = "apiVersion: edgesplice.io/v1alpha1\nkind: EdgespliceConfiguration\n\
+                dns: {upstreamFrom: kube-dns, upstreams: [192.168.77.3, 169.254.96.99]}\n";
+    std::fs::write(file.path(), text).expect("a configuration");
+    let mut dns =
+        objects::service("kube-dns", &[CLUSTER], &[("dns", 53, 53, "UDP"), ("dns-tcp", 53, 53, "TCP")]);
+    dns["metadata"]["namespace"] = json!("kube-system");
+    let with = |addresses: &[&str]| {
+        let mut slice = objects::slice("kube-dns", &[("dns", 53, "UDP"), ("dns-tcp", 53, "TCP")], addresses);
+        slice["metadata"]["namespace"] = json!("kube-system");
+        objects::list([dns.clone(), slice])
+    };
+    let config = file.path().display().to_string();
+    let agent = Agent::on(&a)
+        .backend("nft")
+        .args(&["--config", &config])
+        // The second endpoint is the cluster's own DNS address once more.
+        .manifest("cluster.json", &with(&["192.168.77.2", CLUSTER]))
+        .start();
+    let (cluster, node) = (example(&b), example(&c));
+    for n in 0..4 {
+        assert_eq!(dig(&a, OWN, &[&format!("n{n}.example.test")]).status, "NXDOMAIN", "{}", agent.log());
+    }
+    assert_eq!((cluster.taken(), node.taken()), (4, 0), "{}", agent.log());
+    let status = agent.status();
+    let listed: Vec<_> = status["dns"]["upstreams"].as_array().expect("a list").iter().collect();
+    assert_eq!(listed[0], &json!({"address": "192.168.77.2:53", "up": true}), "{status}");
+    assert!(!status["dns"]["upstreams"].to_string().contains(CLUSTER), "{status}");
+
+    // It dies: answers come from the node's server, none is lost.
+    drop(cluster);
+    for n in 0..6 {
+        let dug = dig(&a, OWN, &[&format!("m{n}.example.test")]);
+        assert_eq!(dug.status, "NXDOMAIN", "{}\n{}", dug.text, agent.log());
+    }
+    // Its endpoint moves: followed.
+    let asked = node.taken();
+    let _back = example(&b);
+    agent.write("cluster.json", &with(&["192.168.77.3"]));
+    eventually("the new endpoint", Duration::from_secs(10), || {
+        let status = agent.status();
+        (status["dns"]["upstreams"][0]["address"] == "192.168.77.3:53").then_some(())
+    });
+    assert_eq!(dig(&a, OWN, &["last.example.test"]).status, "NXDOMAIN");
+    assert_eq!(node.taken(), asked + 1);
+}
+
 #[test]
 fn a_silent_server_costs_two_seconds_at_most_and_a_loop_is_none() {
     // Nobody answers at the first address, and the second leads back here.
@@ -403,6 +456,52 @@ fn hostile_packets_are_refused_or_dropped_and_hurt_nobody() {
     let _ = stream.read_to_end(&mut rest);
     assert!(rest.is_empty());
     assert_eq!(dig(&scene.bridged, OWN, &["web.default.svc.cluster.local"]).status, "NOERROR");
+}
+
+/// `check` with files of its own in place of the machine's: the chain of a good node, and of one that goes past us.
+#[test]
+fn check_follows_the_chain_and_prints_the_line_to_change() {
+    let lab = Lab::new("dns-check");
+    let (a, _other) = (lab.node("a"), lab.node("b"));
+    let _agent = Agent::on(&a).backend("nft").manifest("cluster.json", &manifest()).start();
+    let check = |resolv_conf: &str, cluster_dns: &str| -> Vec<(String, String)> {
+        let script = format!(
+            "mount -t tmpfs none /var/lib && mkdir /var/lib/kubelet && \
+             printf 'clusterDomain: cluster.local\\nclusterDNS: [{cluster_dns}]\\n' >/var/lib/kubelet/config.yaml && \
+             printf '{resolv_conf}' >/var/lib/resolv && mount --bind /var/lib/resolv /etc/resolv.conf && \
+             printf 'hosts: files dns\\n' >/var/lib/nss && mount --bind /var/lib/nss /etc/nsswitch.conf && \
+             {} check -o json --service-cidr 10.96.0.0/16 --state-dir {}",
+            lab::PROGRAM,
+            lab.dir().display(),
+        );
+        let run = a.run(&["unshare", "-m", "sh", "-ec", &script]);
+        let found: Value =
+            serde_json::from_str(&run.stdout).unwrap_or_else(|e| panic!("{e}: {}", run.stderr));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let list = found.as_array().expect("a list").iter();
+        let all = list.map(|one| (text(&one["id"]), text(&one["mend"])));
+        all.filter(|(id, _)| id.starts_with("dns")).collect()
+    };
+    let good = "nameserver 169.254.96.16\\nnameserver 192.0.2.1\\n";
+    assert_eq!(check(good, "10.96.0.10"), []);
+    assert_eq!(check(good, OWN), []);
+    let found = check("nameserver 192.0.2.1\\n", "192.0.2.1");
+    let ids: Vec<&str> = found.iter().map(|(id, _)| id.as_str()).collect();
+    // That host processes ask somebody else is usual, and no finding.
+    assert_eq!(ids, ["dns-pods"]);
+    assert!(found[0].1.contains("/var/lib/kubelet/config.yaml: `clusterDNS: [169.254.96.16]`"), "{found:?}");
+    // That they ask somebody else first is not what anybody means.
+    let found = check("nameserver 192.0.2.1\\nnameserver 169.254.96.16\\n", OWN);
+    assert_eq!(found[0].0, "dns-resolv-conf", "{found:?}");
+    assert!(found[0].1.contains("first line of /etc/resolv.conf: `nameserver 169.254.96.16`"), "{found:?}");
+    // A VPN has made the kernel ask for the way back by mark.
+    a.sysctl("net/ipv4/conf/all/src_valid_mark", "1");
+    let found = a.edgesplice(&["check", "--dns", "off"]).stdout;
+    assert!(found.contains("sysctl -w net.ipv4.conf.all.src_valid_mark=0"), "{found}");
+    // Someone has the cluster's own DNS address on this machine.
+    a.ip("addr add 10.96.0.10/32 dev lo\n");
+    let found = check(good, OWN);
+    assert_eq!(found[0].0, "dns-node-local", "{found:?}");
 }
 
 #[test]

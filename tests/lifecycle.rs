@@ -93,15 +93,18 @@ fn tampering_is_repaired(backend: &str) {
     let intact = a.state();
     let tables = format!("iptables-{backend}");
     let tables6 = format!("ip6tables-{backend}");
-    let acts: [&[&str]; 8] = [
+    let acts: [&[&str]; 11] = [
         &[&tables, "-w", "-F"],
         &[&tables, "-w", "-t", "nat", "-F"],
         &[&tables, "-w", "-t", "mangle", "-F"],
         &[&tables6, "-w", "-t", "nat", "-F"],
         &[&tables, "-w", "-t", "nat", "-F", "OUTPUT"],
         &["ipset", "flush"],
-        &["ip", "route", "flush", "proto", "237"],
-        &["ip", "-6", "route", "flush", "proto", "237"],
+        &["ip", "route", "flush", "table", "all", "proto", "237"],
+        &["ip", "-6", "route", "flush", "table", "all", "proto", "237"],
+        &["ip", "rule", "del", "pref", "238"],
+        &["ip", "-6", "rule", "del", "pref", "238"],
+        &["ip", "rule", "del", "pref", "237"],
     ];
     for act in acts {
         a.must(act);
@@ -111,6 +114,19 @@ fn tampering_is_repaired(backend: &str) {
         assert_eq!(ask(&a).as_deref(), Ok("hello"), "after `{}`", act.join(" "));
     }
     assert!(agent.status()["rules"]["repairsTotal"].as_u64() >= Some(1));
+}
+
+/// The agent's own address for DNS stands on `lo`, where the route to the ranges leads, or on a link of its own.
+#[test]
+fn a_process_of_the_host_comes_from_the_nodes_own_address() {
+    let lab = Lab::new("source");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let _server = Server::greeting(&b, 7000, "hello");
+    let _agent = Agent::on(&a).backend("nft").manifest("greet.json", &greet(&["192.168.77.2"])).start();
+    for to in ["10.96.0.50:80", "169.254.96.16:53"] {
+        let source = a.connect(to).expect("it is served").local_addr().expect("an address").ip();
+        assert_eq!(source.to_string(), if to.ends_with(":80") { "192.168.77.1" } else { "169.254.96.16" });
+    }
 }
 
 fn the_rule_count_does_not_grow(backend: &str) {

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
-use edgesplice::config::{DnsMode, DnsSettings};
+use edgesplice::config::{DnsMode, DnsSettings, UpstreamFrom};
 use edgesplice::dns::message::{self, Packet};
 use edgesplice::dns::zone::{Outcome, Zone};
 use edgesplice::dns::{Dns, cache::Kept, wire};
@@ -127,11 +127,13 @@ async fn nothing_is_denied_before_the_first_snapshot() {
         domain: "cluster.local".to_owned(),
         // Nobody is there: a closed port of this machine.
         upstreams: vec![([127, 0, 0, 1], 1).into()],
+        upstream_from: UpstreamFrom::Node,
     };
     let known: Arc<OnceLock<Arc<Snapshot>>> = Arc::default();
     let current = Arc::clone(&known);
     let runtime = tokio::runtime::Handle::current();
-    let dns = Dns::new(&settings, runtime, Arc::new(move || current.get().cloned()), Arc::new(|_| false), 0)
+    let current = Arc::new(move || current.get().cloned());
+    let dns = Dns::new(&settings, runtime, current, Arc::new(|_| false), Arc::new(Vec::new), 0)
         .expect("a DNS server");
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let mut client = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a stream");

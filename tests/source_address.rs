@@ -2,7 +2,7 @@
 
 mod lab;
 
-use std::io::{Read, Write};
+use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
@@ -53,14 +53,12 @@ fn service(name: &str, number: u8, addresses: [&str; 2], host_network: bool) -> 
 fn witness(ns: &Netns) -> Server {
     Server::start(ns, 7000, |mut stream: TcpStream| {
         let Ok(peer) = stream.peer_addr() else { return };
-        let mut buffer = [0; 4096];
         if writeln!(stream, "{}", peer.ip().to_canonical()).is_err() {
             return;
         }
-        while let Ok(length @ 1..) = stream.read(&mut buffer) {
-            if stream.write_all(&buffer[..length]).is_err() {
-                return;
-            }
+        // Goes on after a signal.
+        if let Ok(mut reader) = stream.try_clone() {
+            let _ = std::io::copy(&mut reader, &mut stream);
         }
     })
 }

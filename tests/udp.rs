@@ -190,6 +190,62 @@ fn an_unreachable_backend_is_left_for_another() {
     assert!(scene.agent.status()["proxy"]["udpUnreachableTotal"].as_u64() >= Some(1));
 }
 
+/// A host that is gone sends nothing back at all; the node's own kernel finds out, and the flow goes elsewhere.
+#[test]
+fn a_backend_whose_host_is_gone_is_left_for_another() {
+    let v4 = ["192.168.77.99", "192.168.77.2"];
+    let v6 = ["fd77::99", "fd77::2"];
+    let manifest = objects::list(service("half", &["10.96.0.53", "fd00:10:96::53"], 7002, &v4, &v6));
+    let scene = Scene::new("gone", "nft", true, &manifest);
+    let _live = Datagrams::named(&scene.b, 7002, "b");
+    let to = ["10.96.0.53:5000", "[fd00:10:96::53]:5000"];
+    let mut waiting: Vec<UdpSocket> = (0..12).map(|n| scene.routed.udp_from(0, to[n % 2])).collect();
+    for socket in &waiting {
+        socket.set_read_timeout(Some(Duration::from_millis(50))).expect("a timeout");
+    }
+    eventually("every flow is answered", Duration::from_mins(1), || {
+        waiting.retain(|socket| ask(socket, b"?").is_err());
+        waiting.is_empty().then_some(())
+    });
+    let service = scene.agent.service("half");
+    let failures = |address: &str| {
+        let backends = service["backends"].as_array().expect("a list");
+        let one = backends.iter().find(|b| b["address"] == address);
+        one.and_then(|b| b["failuresTotal"].as_u64()).unwrap_or(0)
+    };
+    assert!(failures("192.168.77.99:7002") + failures("[fd77::99]:7002") > 0, "{service}");
+}
+
+/// The way to the backend takes smaller packets than the node's own link, and says so: the flow goes on.
+#[test]
+fn a_narrow_way_does_not_end_a_flow() {
+    let lab = Lab::new("udp-narrow");
+    let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));
+    let pod = a.pod("pod");
+    // a → b → c, the second link narrower.
+    let (_, far) = b.wire(&c);
+    b.ip("link set wire2to3 mtu 1300\n");
+    c.ip("link set wire2to3 mtu 1300\nroute add 10.244.1.0/24 via 192.168.78.9\n");
+    let back = format!("route replace 192.168.77.1/32 via {}\n", far.replace(".10", ".9"));
+    c.ip(&back);
+    a.ip(&format!("route add {far}/32 via 192.168.77.2\n"));
+    let manifest = objects::list(service("echo", &["10.96.0.50"], 7000, &[&far], &[]));
+    let agent = Agent::on(&a).backend("nft").manifest("cluster.json", &manifest).start();
+    let _echo = Datagrams::echo(&c, 7000);
+    let socket = pod.udp_from(0, ECHO);
+    assert_eq!(ask(&socket, b"small"), Ok(b"small".to_vec()), "{}", agent.log());
+    let large = vec![9; 1_400];
+    // The first is lost to the discovery.
+    eventually("a large one", Duration::from_secs(20), || {
+        (ask(&socket, &large).as_ref() == Ok(&large)).then_some(())
+    });
+    let service = agent.service("echo");
+    assert_eq!(
+        (&service["connectionsTotal"], &service["backends"][0]["failuresTotal"]),
+        (&json!(1), &json!(0))
+    );
+}
+
 #[test]
 fn affinity_holds_a_client_to_its_backend() {
     let mut list = service("pinned", &["10.96.0.54"], 7003, &["192.168.77.1", "192.168.77.2"], &[]);
@@ -226,6 +282,65 @@ fn many_clients_at_once_get_each_their_own_answer() {
     assert_eq!(status["proxy"]["udpFlows"], 2_000, "{status}");
 }
 
+/// With all places taken, a new flow takes that of one that has been silent, and loses nothing.
+#[test]
+fn a_new_flow_finds_a_place_when_all_are_taken() {
+    let manifest = objects::list(service("echo", &["10.96.0.50"], 7000, &["192.168.77.2"], &[]));
+    let lab = Lab::new("udp-places");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let agent = Agent::on(&a)
+        .backend("nft")
+        .wrapped(&["prlimit", "--nofile=1600:1600"])
+        .manifest("cluster.json", &manifest)
+        .start();
+    let _echo = Datagrams::echo(&b, 7000);
+    // An eighth of the descriptors are flows at most.
+    let pod = a.pod("pod");
+    let sockets: Vec<UdpSocket> = (0..500).map(|_| pod.udp_from(0, ECHO)).collect();
+    for (n, socket) in sockets.iter().enumerate() {
+        assert_eq!(ask(socket, b"?"), Ok(b"?".to_vec()), "flow {n}\n{}", agent.log());
+    }
+    let status = agent.status();
+    assert_eq!(status["proxy"]["udpFlows"], 200, "{status}");
+    assert_eq!(status["proxy"]["udpDroppedTotal"], 0, "{status}");
+}
+
+/// Many datagrams handed to the kernel at once, as QUIC does: they arrive one by one, unchanged, and so do the answers,
+/// also where they cannot travel together because the way to the backend takes smaller packets.
+#[test]
+fn bunches_keep_their_boundaries() {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let ips = ["10.96.0.50", "fd00:10:96::50"];
+    let manifest = objects::list(service("echo", &ips, 7000, &["192.168.77.2"], &["fd77::2"]));
+    let scene = Scene::new("bunch", "nft", true, &manifest);
+    let _echo = Datagrams::echo(&scene.b, 7000);
+    for mtu in ["1500", "1300"] {
+        scene.a.ip(&format!("link set eth0 mtu {mtu}\n"));
+        for (place, client) in scene.clients() {
+            for to in [ECHO, ECHO_V6] {
+                let socket = client.udp_from(0, to);
+                setsockopt(&socket, sockopt::UdpGsoSegment, &1_200).expect("the kernel has bunches");
+                for (count, size) in [(16, 1_200), (3, 1_200), (1, 700)] {
+                    // The last of each is shorter.
+                    let total = count * size - 100;
+                    let bytes: Vec<u8> = (0..total).map(|n| u8::try_from(n % 251).unwrap_or(0)).collect();
+                    socket.send(&bytes).unwrap_or_else(|e| panic!("from {place} to {to}: {e}"));
+                    for expected in bytes.chunks(1_200) {
+                        let mut answer = vec![0; 2_048];
+                        let length = socket.recv(&mut answer).unwrap_or_else(|e| {
+                            panic!(
+                                "from {place} to {to}, {total} bytes, mtu {mtu}: {e}\n{}",
+                                scene.agent.log()
+                            )
+                        });
+                        assert!(answer[..length] == *expected, "from {place} to {to}: {length} bytes");
+                    }
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn the_end_leaves_nothing_and_no_flow() {
     let lab = Lab::new("udp-end");
@@ -242,4 +357,169 @@ fn the_end_leaves_nothing_and_no_flow() {
     before.assert_same(&a.state(), "after the end");
     let flows = a.run(&["conntrack", "-L", "-p", "udp", "--orig-dst", "10.96.0.50"]).stdout;
     assert_eq!(flows.trim(), "", "flows are still remembered");
+}
+
+/// A load balancer's addresses, on no interface.
+const VIP: &str = "192.0.2.10:5000";
+const VIP_V6: &str = "[fd99::10]:5000";
+const NODE_PORT: &str = "192.168.77.1:30053";
+const NODE_PORT_V6: &str = "[fd77::1]:30053";
+
+/// A dual-stack UDP Service for clients outside, with what `more` says, and backends on the nodes named.
+fn outside(more: &Value, nodes: &[(&str, u8)]) -> String {
+    let mut echo = objects::service("echo", &["10.96.0.50", "fd00:10:96::50"], &[("udp", 5000, 7000, "UDP")]);
+    let spec = echo["spec"].as_object_mut().expect("a spec");
+    spec["type"] = json!("LoadBalancer");
+    spec["ports"][0]["nodePort"] = json!(30_053);
+    spec.extend(more.as_object().expect("an object").clone());
+    echo["status"] = json!({"loadBalancer": {"ingress": [{"ip": "192.0.2.10"}, {"ip": "fd99::10"}]}});
+    let node = json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"},
+        "spec": {"podCIDRs": ["10.244.1.0/24", "fd44:1::/64"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.77.1"},
+            {"type": "InternalIP", "address": "fd77::1"}]}});
+    let slices = ["192.168.77.", "fd77::"].map(|prefix| {
+        let addresses: Vec<String> = nodes.iter().map(|(_, number)| format!("{prefix}{number}")).collect();
+        let addresses: Vec<&str> = addresses.iter().map(String::as_str).collect();
+        let mut slice = objects::slice("echo", &[("udp", 7000, "UDP")], &addresses);
+        let kind = if prefix.contains(':') { "IPv6" } else { "IPv4" };
+        slice["addressType"] = json!(kind);
+        slice["metadata"]["name"] = json!(format!("echo-{}", kind.to_lowercase()));
+        for (at, (node, _)) in nodes.iter().enumerate() {
+            slice["endpoints"][at]["nodeName"] = json!(node);
+        }
+        slice
+    });
+    objects::list([node, echo].into_iter().chain(slices))
+}
+
+struct Outside {
+    scene: Scene,
+    client: Node,
+    _servers: [Datagrams; 2],
+}
+
+impl Outside {
+    fn new(label: &str, backend: &str, bridge_calls_iptables: bool, manifest: &str) -> Self {
+        let lab = Lab::new(&format!("{label}-{backend}"));
+        let (a, b, client) = (lab.node("a"), lab.node("b"), lab.node("client"));
+        let (routed, bridged) = (a.pod("routed"), a.bridged_pod("bridged"));
+        let value = if bridge_calls_iptables { "1" } else { "0" };
+        a.sysctl("net/bridge/bridge-nf-call-iptables", value);
+        a.sysctl("net/bridge/bridge-nf-call-ip6tables", value);
+        client.ip("route add 192.0.2.0/24 via 192.168.77.1\nroute add fd99::/64 via fd77::1\n");
+        a.ip("route add 192.0.2.0/24 via 192.168.77.2\nroute add fd99::/64 via fd77::2\n");
+        let servers = [Datagrams::named(&a, 7000, "from a"), Datagrams::named(&b, 7000, "from b")];
+        let agent = Agent::on(&a).backend(backend).manifest("cluster.json", manifest).start();
+        let scene = Scene { a, b, routed, bridged, agent, _lab: lab };
+        Self { scene, client, _servers: servers }
+    }
+
+    fn clients(&self) -> [(&str, &Netns); 4] {
+        let [routed, bridged, host] = self.scene.clients();
+        [("elsewhere", &*self.client), routed, bridged, host]
+    }
+
+    /// Waits until each client gets `wanted` from each of the frontends. A refusal may be held back by the kernel's
+    /// limit for them (`icmp_ratelimit`), so it is asked for again.
+    fn all_get(&self, frontends: &[&str], wanted: &Result<&str, Errno>) {
+        for to in frontends {
+            for (place, client) in self.clients() {
+                eventually(&format!("from {place} to {to}: {wanted:?}"), Duration::from_secs(10), || {
+                    let answer = said(client.ask_udp(to, b"?"));
+                    (answer.as_deref().map_err(|e| *e) == *wanted).then_some(())
+                });
+            }
+        }
+    }
+}
+
+/// Clients anywhere, at node ports and at a load balancer's addresses, while backends and policies change.
+fn from_outside(backend: &str, bridge_calls_iptables: bool) {
+    let all = [NODE_PORT, NODE_PORT_V6, VIP, VIP_V6];
+    let outside_of =
+        Outside::new("udp-out", backend, bridge_calls_iptables, &outside(&json!({}), &[("b", 2)]));
+    let agent = &outside_of.scene.agent;
+    outside_of.all_get(&all, &Ok("from b"));
+    assert_eq!(outside_of.scene.agent.status()["warnings"], json!([]));
+    let told = outside_of.scene.a.edgesplice_json(&["resolve", "192.168.77.1:30053/udp", "-o", "json"]);
+    assert_eq!(told["verdict"], "proxied", "{told}");
+    // Without the agent as well: its own open sockets are not in its way.
+    let manifests = agent.state_dir().with_file_name("manifests").display().to_string();
+    let args = ["rules", "--node-name", "a", "--manifests", &manifests, "--service-cidr", lab::SERVICE_CIDRS];
+    let rules = outside_of.scene.a.edgesplice(&args);
+    assert!(rules.stdout.contains("2 external frontends"), "{}{}", rules.stdout, rules.stderr);
+
+    // One five-tuple, from outside: it follows its service, and is refused while that has nobody.
+    let socket = outside_of.client.udp_from(12_345, NODE_PORT);
+    assert_eq!(said(ask(&socket, b"?")), Ok("from b".to_owned()));
+    let becomes = |manifest: &str, wanted: &Result<&str, Errno>| {
+        agent.write("cluster.json", manifest);
+        eventually(&format!("{wanted:?}"), Duration::from_secs(10), || {
+            (said(ask(&socket, b"?")).as_deref().map_err(|e| *e) == *wanted).then_some(())
+        });
+    };
+    becomes(&outside(&json!({}), &[("a", 1)]), &Ok("from a"));
+    becomes(&outside(&json!({}), &[]), &Err(Errno::ECONNREFUSED));
+    outside_of.all_get(&all, &Err(Errno::ECONNREFUSED));
+    becomes(&outside(&json!({}), &[("b", 2)]), &Ok("from b"));
+
+    // Only the node's own clients reach backends elsewhere when the policy says so.
+    let local = json!({"externalTrafficPolicy": "Local"});
+    becomes(&outside(&local, &[("b", 2)]), &Err(Errno::ECONNREFUSED));
+    for (place, client) in outside_of.clients().into_iter().skip(1) {
+        assert_eq!(said(client.ask_udp(VIP, b"?")).as_deref(), Ok("from b"), "from {place}");
+    }
+    becomes(&outside(&local, &[("a", 1), ("b", 2)]), &Ok("from a"));
+    for _ in 0..6 {
+        assert_eq!(said(outside_of.client.ask_udp(VIP_V6, b"?")).as_deref(), Ok("from a"));
+    }
+
+    // Source ranges drop.
+    let ranges = json!({"loadBalancerSourceRanges": ["192.168.77.2/32", "fd77::3/128"]});
+    agent.write("cluster.json", &outside(&ranges, &[("b", 2)]));
+    eventually("the range has not the client", Duration::from_secs(10), || {
+        (said(outside_of.client.ask_udp(VIP, b"?")) == Err(Errno::ETIMEDOUT)).then_some(())
+    });
+    for to in [VIP_V6, NODE_PORT] {
+        assert_eq!(said(outside_of.client.ask_udp(to, b"?")).as_deref(), Ok("from b"), "{to}");
+    }
+}
+
+#[test]
+fn clients_outside_are_served_nft() {
+    from_outside("nft", true);
+}
+
+#[test]
+fn clients_outside_are_served_legacy() {
+    from_outside("legacy", false);
+}
+
+/// What a process of the node has stays its own, and a backend that is a node port of this very node is no way.
+#[test]
+fn a_port_of_others_and_a_way_back_here_are_left_alone() {
+    let lab = Lab::new("udp-taken");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let process = Datagrams::named(&a, 30_053, "the process");
+    let manifest = outside(&json!({}), &[("b", 2)]);
+    let agent = Agent::on(&a).backend("nft").manifest("cluster.json", &manifest).start();
+    let _server = Datagrams::named(&b, 7000, "from b");
+    assert_eq!(said(b.ask_udp(NODE_PORT, b"?")).as_deref(), Ok("the process"));
+    let status = agent.status();
+    assert!(status["warnings"].to_string().contains("a process of this node listens there"), "{status}");
+    drop(process);
+    eventually("the port is the Service's", Duration::from_secs(30), || {
+        (said(b.ask_udp(NODE_PORT, b"?")).as_deref() == Ok("from b")).then_some(())
+    });
+    let mut circle = service("circle", &["10.96.0.77"], 30_053, &["192.168.77.1"], &[]);
+    circle[0]["spec"]["ports"][0]["targetPort"] = json!(30_053);
+    agent.write("circle.json", &objects::list(circle));
+    eventually("the circle is known", Duration::from_secs(10), || {
+        agent.status()["services"].to_string().contains("circle").then_some(())
+    });
+    let before = agent.status()["proxy"]["udpFlows"].as_u64();
+    for _ in 0..3 {
+        assert!(a.ask_udp("10.96.0.77:5000", b"round").is_err());
+    }
+    assert_eq!(agent.status()["proxy"]["udpFlows"].as_u64(), before, "nothing goes round");
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use imbl::{OrdMap, OrdSet};
+use imbl::OrdSet;
 use ipnet::IpNet;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -19,14 +19,14 @@ use crate::balance::{Held, Upstreams};
 use crate::config::Settings;
 use crate::dns::{Dns, Resolver};
 use crate::model::diff::{self, Diff};
-use crate::model::{Door, Frontend, Local, Protocol, Snapshot, Store, ranges};
-use crate::net::listeners;
+use crate::model::{Frontend, Local, Protocol, Snapshot, Store, ranges};
 use crate::obs::meter::{Histogram, Tally};
 use crate::proxy::udp::UdpPlane;
 use crate::rules::{Wanted, routes};
 use crate::source::Update;
 
 use super::data::Beat;
+use super::doors::{self, Doors};
 use super::health_ports::HealthPorts;
 use super::ways::Ways;
 
@@ -188,17 +188,6 @@ pub(super) fn served(snapshot: &Snapshot) -> OrdSet<Frontend> {
     served.map(|(frontend, _)| *frontend).collect()
 }
 
-/// Whether packets to an external frontend are captured: datagrams there are left to others.
-fn is_redirected(frontend: &Frontend) -> bool {
-    frontend.protocol == Protocol::Tcp
-}
-
-/// The external frontends of `snapshot`, as the packet filter must know them.
-pub(super) fn external(snapshot: &Snapshot) -> OrdMap<Frontend, Door> {
-    let doors = diff::doors(&Snapshot::default(), snapshot).into_iter();
-    doors.filter(|(at, _)| is_redirected(at)).filter_map(|(at, door)| Some((at, door?))).collect()
-}
-
 /// Where the health checks of `snapshot` are answered.
 pub(super) fn health(snapshot: &Snapshot) -> OrdSet<Frontend> {
     let addresses = &snapshot.here.node_port_addresses;
@@ -207,20 +196,6 @@ pub(super) fn health(snapshot: &Snapshot) -> OrdSet<Frontend> {
         addresses.iter().map(move |ip| Frontend { ip: *ip, port, protocol })
     };
     snapshot.health_checks.keys().flat_map(at).collect()
-}
-
-/// Where others listen, on one of `ports`.
-pub(super) fn listening(ports: &BTreeSet<u16>) -> BTreeSet<SocketAddr> {
-    if ports.is_empty() {
-        return BTreeSet::new();
-    }
-    match listeners::tcp() {
-        Ok(all) => all.into_iter().filter(|at| ports.contains(&at.port())).collect(),
-        Err(error) => {
-            warn!(%error, "this host's listeners cannot be read; node ports may shadow them");
-            BTreeSet::new()
-        }
-    }
 }
 
 /// What answers at addresses of its own, opened and closed as the snapshot says.
@@ -244,9 +219,9 @@ pub(super) struct Control {
     served: OrdSet<Frontend>,
     /// Served UDP frontends whose socket could not be opened, and why not.
     unopened: BTreeMap<Frontend, String>,
-    external: OrdMap<Frontend, Door>,
+    doors: Doors,
     /// Ports at own addresses on which others must not be shadowed.
-    exposed: BTreeSet<u16>,
+    exposed: BTreeSet<(Protocol, u16)>,
     health: HealthPorts,
     /// A Service has asked for its clients' addresses to be kept. From then on the rules stand: connections depend on them.
     keep_source: bool,
@@ -273,7 +248,7 @@ impl Control {
             loaded: false,
             served: OrdSet::new(),
             unopened: BTreeMap::new(),
-            external: OrdMap::new(),
+            doors: Doors::default(),
             exposed: BTreeSet::new(),
             health,
             keep_source: false,
@@ -308,19 +283,23 @@ impl Control {
                 _ = refresh.tick() => {
                     let captured = self.shared.ranges.load().as_ref().clone();
                     let mut local = local(&self.settings, self.shared.proxy_port, captured).await;
-                    local.listening = listening(&self.exposed);
+                    local.listening = self.listening(&self.exposed);
                     let moved = *self.store.local() != local;
                     if moved {
                         debug!("this host's routes or addresses have changed");
                         self.store.set_local(local);
                     }
-                    if moved || !self.unopened.is_empty() {
+                    if moved || !self.shared.unopened.load().is_empty() {
                         self.publish();
                     }
                     self.health.retry();
                 }
             }
         }
+    }
+
+    fn listening(&self, ports: &BTreeSet<(Protocol, u16)>) -> BTreeSet<Frontend> {
+        doors::listening(ports, |at, _| self.udp.is_open(at))
     }
 
     fn take(&mut self, update: Update) {
@@ -362,7 +341,7 @@ impl Control {
             }
             self.served.insert(frontend);
         }
-        let lines: Vec<String> = self.unopened.values().cloned().collect();
+        let lines: Vec<String> = self.unopened.values().chain(self.doors.faults()).cloned().collect();
         if **self.shared.unopened.load() != lines {
             for line in &lines {
                 warn!("{line}");
@@ -370,7 +349,7 @@ impl Control {
             self.shared.unopened.store(Arc::new(lines));
         }
         for port in changed.added.iter().chain(changed.changed.iter().map(|(_, now)| now)) {
-            for addr in port.frontends.iter().filter(|_| port.id.protocol == Protocol::Udp) {
+            for addr in port.all_frontends().filter(|_| port.id.protocol == Protocol::Udp) {
                 self.udp.prune(&Frontend { ip: addr.ip(), port: addr.port(), protocol: Protocol::Udp });
             }
         }
@@ -427,7 +406,7 @@ impl Control {
         let exposed = self.store.exposed_ports();
         if exposed != self.exposed {
             let mut local = self.store.local().clone();
-            local.listening = listening(&exposed);
+            local.listening = self.listening(&exposed);
             self.store.set_local(local);
             self.exposed = exposed;
             now = self.store.snapshot();
@@ -442,13 +421,8 @@ impl Control {
             warn!("{warning}");
         }
 
+        self.doors.follow(&before, &now, &mut self.udp);
         self.follow(&now, diff::diff(&before, &now));
-        for (at, door) in diff::doors(&before, &now).into_iter().filter(|(at, _)| is_redirected(at)) {
-            match door {
-                Some(door) => _ = self.external.insert(at, door),
-                None => _ = self.external.remove(&at),
-            }
-        }
         self.keep_source = self.keep_source || now.ports.values().any(|port| port.keep_source);
         self.announce(&now, found);
         self.shared.build_times.observe(started.elapsed());
@@ -464,7 +438,7 @@ impl Control {
             served.remove(&frontend);
         }
         let wanted = Wanted {
-            external: self.external.clone(),
+            external: self.doors.captured().clone(),
             health: health(now),
             pods: now.here.pods.clone(),
             ranges,

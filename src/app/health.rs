@@ -37,12 +37,11 @@ const RESULTS: [&str; 4] = ["answered", "not-led", "ended", "silent"];
 
 /// Probes the acceptor, and knows what came of it.
 pub(super) struct Prober {
-    pub(super) shared: Arc<Shared>,
-    pub(super) upstreams: Arc<Upstreams>,
-    pub(super) pulse: Pulse,
-    pub(super) knock: Arc<Knock>,
-    /// Cancelled once no new connections are taken.
-    pub(super) stopping: CancellationToken,
+    shared: Arc<Shared>,
+    upstreams: Arc<Upstreams>,
+    pulse: Pulse,
+    knock: Arc<Knock>,
+    stopping: CancellationToken,
     pub(super) seen: Seen,
 }
 
@@ -71,6 +70,18 @@ impl Default for Seen {
 }
 
 impl Prober {
+    /// `stopping` is cancelled once no new connections are taken.
+    pub(super) fn new(
+        shared: &Arc<Shared>,
+        upstreams: &Arc<Upstreams>,
+        pulse: Pulse,
+        knock: Arc<Knock>,
+        stopping: CancellationToken,
+    ) -> Self {
+        let (shared, upstreams) = (Arc::clone(shared), Arc::clone(upstreams));
+        Self { shared, upstreams, pulse, knock, stopping, seen: Seen::default() }
+    }
+
     /// Probes until `stop`.
     pub(super) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let work = async {

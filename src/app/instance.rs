@@ -3,6 +3,8 @@
 //! The lock is a listening socket in the abstract namespace. That namespace belongs to the network namespace, as the
 //! rules do; the kernel frees the name when the process ends, however it ends; and the kernel tells who holds it.
 
+use std::collections::BTreeSet;
+use std::fs;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::thread::sleep;
@@ -70,4 +72,17 @@ fn look() -> Option<i32> {
     let name = SocketAddr::from_abstract_name(NAME).ok()?;
     let stream = UnixStream::connect_addr(&name).ok()?;
     getsockopt(&stream, PeerCredentials).ok().map(|credentials| credentials.pid())
+}
+/// The numbers of the sockets of the agent that runs in this network namespace; none if there is none, or if that may
+/// not be seen.
+pub(super) fn sockets() -> BTreeSet<u64> {
+    holder().and_then(|pid| u32::try_from(pid).ok()).map(sockets_of).unwrap_or_default()
+}
+
+/// The numbers of the sockets that a process has open; none if that may not be seen.
+pub(super) fn sockets_of(pid: u32) -> BTreeSet<u64> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+    let number =
+        |link: std::path::PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
+    entries.filter_map(|entry| number(fs::read_link(entry.path()).ok()?)).collect()
 }

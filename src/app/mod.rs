@@ -7,6 +7,7 @@ mod admin;
 mod check;
 mod control;
 mod data;
+mod doors;
 mod figures;
 mod health;
 mod health_ports;
@@ -43,16 +44,16 @@ use crate::proxy::{Guard, Proxy, probe};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
-use crate::source::events::Notices;
 
-pub use check::{Checkup, check};
+pub use check::{Checkup, check, refuse_impossible};
 pub use instance::holder;
+pub use neighbours::own_servers;
 pub use offline::{check_manifests, render_rules, resolve_offline};
 
 use control::{Answering, Control, Shared};
 use data::DataPlane;
 use figures::Meters;
-use health::{Prober, Seen};
+use health::Prober;
 use health_ports::HealthPorts;
 use instance::InstanceLock;
 use report::Reporter;
@@ -120,23 +121,6 @@ pub fn withdraw_leftovers(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// The acceptor: the one that the agent's last process left with the keeper, else a new one. Also whether it is the former.
-fn acceptor(settings: &Settings, mut keeper: Option<&mut Store>) -> anyhow::Result<(Proxy, bool)> {
-    let threads = data::threads(&settings.proxy);
-    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
-    let own_mark = settings.intercept.own_mark;
-    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
-    let is_adopted = adopted.is_some();
-    let proxy = match adopted {
-        Some(proxy) => proxy,
-        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
-    };
-    if let Some(Err(error)) = keeper.map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
-        warn!(%error, "the acceptor's sockets will not outlive this process");
-    }
-    Ok((proxy, is_adopted))
-}
-
 /// Binds, wires and starts everything. When it returns, the agent works, or is about to: `/readyz` tells. An error
 /// leaves the machine as it was.
 pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<Running> {
@@ -145,10 +129,12 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     }
     let settings = Arc::new(settings);
     // Everything that can be wrong with what the user gave comes first: nothing has been touched yet.
+    refuse_impossible(&settings.state_dir)?;
     let source = offline::open(&settings).await?;
     let reconciler = Reconciler::new(HostTools, &settings.intercept).await?;
     let lock = InstanceLock::take()?;
-    let warnings = neighbours::admit(&settings).await?;
+    let backend = reconciler.backend();
+    let warnings = neighbours::admit(&settings, backend).await?;
     if let Err(error) = sock::raise_nofile() {
         warn!(%error, "the limit of open descriptors could not be raised");
     }
@@ -187,14 +173,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let control =
         Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
     let refusing = Arc::clone(&upstreams);
-    let prober = Prober {
-        shared: Arc::clone(&shared),
-        upstreams: Arc::clone(&upstreams),
-        pulse: data.pulse(),
-        knock,
-        stopping: drain.stop().clone(),
-        seen: Seen::default(),
-    };
+    let prober = Prober::new(&shared, &upstreams, data.pulse(), knock, drain.stop().clone());
     let meters = Meters { max_connections, pipes, rules_times: reconciler.times(), runtimes: data.named() };
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
@@ -215,15 +194,13 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     tasks.spawn(control.run(updates_rx, stop.clone()));
     tasks.spawn(probe::run(refusing, own_mark, stop.clone()));
     if let Some(recorder) = source.recorder(&settings.node_name) {
-        let (told, notices) = watch::channel(Notices::default());
-        tasks.spawn(recorder.run(notices, stop.clone()));
-        tasks.spawn(notices::follow(Arc::clone(&reporter.shared), warnings.clone(), told, stop.clone()));
+        notices::start(recorder, &reporter.shared, &warnings, &tasks, &stop);
     }
     let sink = Sink { updates: updates_tx, status: status_tx };
     let (for_source, until) = (Arc::clone(&settings), stop.clone());
     tasks.spawn(async move { source.run(&for_source, sink, until).await });
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
-    tasks.spawn(warnings.follow(stop.clone()));
+    tasks.spawn(warnings.follow(Arc::clone(&settings), backend, stop.clone()));
     tasks.spawn(supervisor::run(Arc::clone(&reporter), drain.stop().clone(), stop.clone()));
     if let Some(keeper) = keeper {
         tasks.spawn(kept(keeper, Arc::clone(&reporter), drain.stop().clone()));
@@ -242,6 +219,22 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
         rules,
         _lock: lock,
     })
+}
+
+/// The acceptor on the sockets that the keeper holds, or on new ones for it to hold; and whether they were held.
+fn acceptor(settings: &Settings, mut keeper: Option<&mut Store>) -> anyhow::Result<(Proxy, bool)> {
+    let (threads, own_mark) = (data::threads(&settings.proxy), settings.intercept.own_mark);
+    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
+    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
+    let is_adopted = adopted.is_some();
+    let proxy = match adopted {
+        Some(proxy) => proxy,
+        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
+    };
+    if let Some(Err(error)) = keeper.map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
+        warn!(%error, "the acceptor's sockets will not outlive this process");
+    }
+    Ok((proxy, is_adopted))
 }
 
 /// Tells the keeper once the agent does its work, and lets go of the sockets when it is to end.

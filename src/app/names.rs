@@ -1,5 +1,6 @@
 //! The DNS server, wired: what it may not ask, where it listens, and which streams are its.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Acquire;
@@ -7,9 +8,10 @@ use std::sync::atomic::Ordering::Acquire;
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
-use crate::config::{DnsMode, Settings};
+use crate::config::{DnsMode, Settings, UpstreamFrom};
+use crate::dns::servers::Live;
 use crate::dns::{Current, Dns};
-use crate::model::{Frontend, Protocol};
+use crate::model::{Frontend, Protocol, Snapshot};
 use crate::net::link;
 use crate::proxy::{Handler, Takeover};
 
@@ -28,11 +30,17 @@ pub(super) async fn start(
     let state = Arc::clone(shared);
     let current: Current = Arc::new(move || state.loaded.load(Acquire).then(|| state.snapshot.load_full()));
     let state = Arc::clone(shared);
-    let own = Arc::new(move |addr: SocketAddr| addr.ip().is_unspecified() || state.is_captured(addr.ip()));
+    let listen = settings.dns.listen.clone();
+    let own = Arc::new(move |addr: SocketAddr| leads_back(&state, &listen, addr));
+    let state = Arc::clone(shared);
+    let live: Live = match settings.dns.upstream_from {
+        UpstreamFrom::Node => Arc::new(Vec::new),
+        UpstreamFrom::KubeDns => Arc::new(move || endpoints(&state.snapshot.load(), &state.dns.load())),
+    };
     // Questions are few; one thread answers them, the last, where fewer UDP services are.
     let runtime = runtimes.last().cloned().unwrap_or_else(Handle::current);
-    let dns = Dns::new(&settings.dns, runtime, current, own, settings.intercept.own_mark)?;
-    let mut listening = std::collections::BTreeSet::new();
+    let dns = Dns::new(&settings.dns, runtime, current, own, live, settings.intercept.own_mark)?;
+    let mut listening = BTreeSet::new();
     let mut faults = Vec::new();
     for addr in &settings.dns.listen {
         if let Err(error) = link::bring(addr.ip()).await {
@@ -51,6 +59,28 @@ pub(super) async fn start(
     shared.dns_listen.store(Arc::new(listening));
     let _ = shared.resolver.set(dns.resolver());
     Ok(Some(dns))
+}
+
+/// Whether this agent itself answers at `addr`, or a packet to it comes back here.
+fn leads_back(state: &Shared, listen: &[SocketAddr], addr: SocketAddr) -> bool {
+    let ip = addr.ip();
+    let snapshot = state.snapshot.load();
+    let everywhere = |own: &&SocketAddr| own.port() == addr.port() && own.ip().is_unspecified();
+    let offered = |protocol| snapshot.external.contains_key(&Frontend { ip, port: addr.port(), protocol });
+    ip.is_unspecified()
+        || state.is_captured(ip)
+        || (listen.iter().any(|own| everywhere(&own))
+            && (ip.is_loopback() || snapshot.here.addresses.contains(&ip)))
+        || offered(Protocol::Udp)
+        || offered(Protocol::Tcp)
+}
+
+/// The endpoints of the cluster's own DNS that this node can reach.
+fn endpoints(snapshot: &Snapshot, frontends: &BTreeSet<Frontend>) -> Vec<SocketAddr> {
+    let udp = frontends.iter().filter(|frontend| frontend.protocol == Protocol::Udp);
+    let sets = udp.filter_map(|at| snapshot.frontends.get(at).map(|port| port.backends(at.ip)));
+    let all: BTreeSet<SocketAddr> = sets.flat_map(|set| &set.eligible).map(|b| b.addr.0).collect();
+    all.into_iter().collect()
 }
 
 /// Takes away the addresses that were brought along.

@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::model::{Exclusion, ServiceId, ServicePort, Snapshot, unsupported};
-use crate::source::events::{About, Notice, Notices, Reason};
+use crate::source::events::{About, Notice, Notices, Reason, Recorder};
 
 use super::control::Shared;
 use super::neighbours::Warnings;
@@ -16,8 +17,21 @@ use super::neighbours::Warnings;
 /// How often it is looked.
 const EVERY: Duration = Duration::from_secs(5);
 
+/// Finds what is to be told, and has it told, until `stop`.
+pub(super) fn start(
+    recorder: Recorder,
+    shared: &Arc<Shared>,
+    neighbours: &Warnings,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) {
+    let (told, notices) = watch::channel(Notices::default());
+    tasks.spawn(recorder.run(notices, stop.clone()));
+    tasks.spawn(follow(Arc::clone(shared), neighbours.clone(), told, stop.clone()));
+}
+
 /// Keeps `notices` true until `stop`.
-pub(super) async fn follow(
+async fn follow(
     shared: Arc<Shared>,
     neighbours: Warnings,
     notices: watch::Sender<Notices>,

@@ -17,7 +17,7 @@ use crate::model::{Snapshot, Store};
 use crate::net::sock;
 use crate::obs::api::Resolution;
 use crate::rules::apply::{Family, HostTools};
-use crate::rules::{self, Capabilities, Reconciler, Wanted, plan, render};
+use crate::rules::{self, Capabilities, Reconciler, Wanted, plan, render, routes};
 use crate::source::cached::{CachedSource, Resumable as _};
 use crate::source::choose::{Chosen, choose};
 use crate::source::events::Recorder;
@@ -27,7 +27,7 @@ use crate::source::metaserver::MetaServerSource;
 use crate::source::slim::Object;
 use crate::source::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
 
-use super::control;
+use super::{control, doors, instance};
 
 /// How long a command without an agent waits for the first full state of a live source. A MetaServer whose cloud is
 /// away needs eight seconds and more for its first list.
@@ -151,7 +151,9 @@ pub(super) async fn begin(settings: &Settings) -> anyhow::Result<(Arc<Snapshot>,
     let first = store.snapshot();
     let ranges = control::captured(settings, &first, &local, &[]);
     local.captured.clone_from(&ranges);
-    local.listening = control::listening(&store.exposed_ports());
+    // What a running agent has open is its, not in its way.
+    let own = instance::sockets();
+    local.listening = doors::listening(&store.exposed_ports(), |_, inode| own.contains(&inode));
     store.set_local(local);
     Ok((store.snapshot(), ranges))
 }
@@ -204,7 +206,7 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
             ranges,
             skip: control::skipped(&snapshot),
             served,
-            external: control::external(&snapshot),
+            external: doors::all(&snapshot),
             health: control::health(&snapshot),
             pods: snapshot.here.pods.clone(),
             listeners: settings.dns.listen.iter().copied().filter(|_| dns).collect(),
@@ -215,8 +217,9 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
             refuse_mark: settings.intercept.refuse_mark,
         };
         let plan = plan::plan(&wanted, capabilities);
+        let foreign = routes::standing().await.map(|standing| standing.foreign).unwrap_or_default();
         for family in &plan.families {
-            for entry in &family.entries {
+            for entry in &routes::beside(&family.entries, &foreign) {
                 let _ = writeln!(text, "# route: {entry}");
             }
             if family.sets {

@@ -7,14 +7,14 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::balance::{BackendState, BackendView, Held, PortView, Upstreams};
+use crate::balance::{BackendState, BackendView, Held, HttpNumbers, LATENCY_BOUNDS_US, PortView, Upstreams};
 use crate::config::Settings;
 use crate::model::explain::{self, Known, Live};
 use crate::model::{Backend, Frontend, PortId};
 use crate::obs::admin::AdminHandlers;
 use crate::obs::api::{
-    BackendReport, Condition, DnsReport, Finding, HoldReport, PortReport, ProxyReport, Resolution,
-    RulesReport, ServiceReport, SourceReport, Status, Verdict,
+    BackendReport, Condition, DnsReport, Finding, HoldReport, HttpReport, PortReport, ProxyReport,
+    Resolution, RulesReport, ServiceReport, SourceReport, Status, UpstreamReport, Verdict,
 };
 use crate::proxy::Counters;
 use crate::proxy::hold::HoldCounters;
@@ -81,6 +81,8 @@ impl Reporter {
         if more > 0 {
             warnings.push(format!("and {more} more objects that cannot be read"));
         }
+        let views = self.upstreams.views();
+        warnings.extend(not_http(&views));
         Status {
             version: crate::obs::VERSION.to_owned(),
             node: self.settings.node_name.clone(),
@@ -113,7 +115,7 @@ impl Reporter {
             rules,
             service_cidrs: self.shared.ranges.load().iter().map(ToString::to_string).collect(),
             warnings,
-            services: self.upstreams.views().iter().map(service).collect(),
+            services: views.iter().map(service).collect(),
         }
     }
 
@@ -126,8 +128,12 @@ impl Reporter {
         // Each stands there for UDP and for TCP.
         let cluster: std::collections::BTreeSet<_> = cluster.iter().map(Frontend::addr).collect();
         addresses.extend(cluster.iter().map(ToString::to_string));
+        let upstreams = resolver.forwarder().upstreams().into_iter();
         Some(DnsReport {
             addresses,
+            upstreams: upstreams
+                .map(|(address, up)| UpstreamReport { address: address.to_string(), up })
+                .collect(),
             cluster_queries_total: seen.cluster.load(Relaxed),
             foreign_queries_total: seen.foreign.load(Relaxed),
             refused_total: seen.refused.load(Relaxed),
@@ -236,7 +242,34 @@ fn live(view: &BackendView) -> Live {
         active_connections: u64::from(view.active),
         connections_total: view.connections,
         failures_total: view.failures,
+        requests_total: view.requests,
     }
+}
+
+fn http(numbers: &HttpNumbers) -> HttpReport {
+    HttpReport {
+        requests_by_class: numbers.classes,
+        unanswered_total: numbers.unanswered,
+        retries_total: numbers.retries,
+        not_http_total: numbers.not_http,
+        latency_bounds: LATENCY_BOUNDS_US.iter().map(|us| *us as f64 / 1e6).collect(),
+        latency_counts: numbers.latency.to_vec(),
+        latency_sum: numbers.latency_us as f64 / 1e6,
+    }
+}
+
+/// What is to be said about HTTP ports on which something else is spoken.
+fn not_http(views: &[PortView]) -> impl Iterator<Item = String> + '_ {
+    views.iter().filter_map(|view| {
+        let count = view.counters.http.get()?.numbers().not_http;
+        (count > 0).then(|| {
+            format!(
+                "{}: {count} connections to this HTTP port were none of HTTP, or waited for the server to begin; they \
+                 were relayed as TCP",
+                view.port.id
+            )
+        })
+    })
 }
 
 fn service(view: &PortView) -> ServiceReport {
@@ -262,6 +295,7 @@ fn service(view: &PortView) -> ServiceReport {
             active_connections: u64::from(known.active),
             connections_total: known.connections,
             failures_total: known.failures,
+            requests_total: known.requests,
             eligible: Some(false),
         }
     }));
@@ -281,6 +315,7 @@ fn service(view: &PortView) -> ServiceReport {
         connections_total: view.counters.total.load(Relaxed),
         bytes_in_total: view.counters.bytes_in.load(Relaxed),
         bytes_out_total: view.counters.bytes_out.load(Relaxed),
+        http: view.counters.http.get().map(|counters| http(&counters.numbers())),
         refused_total: view.counters.refused.load(Relaxed),
         out_of_ports_total: view.counters.out_of_ports.load(Relaxed),
         backends,

@@ -87,6 +87,8 @@ pub struct Health {
     active: AtomicU32,
     /// Failed dials in a row.
     strikes: AtomicU32,
+    /// Answers of 500 and above in a row.
+    errors: AtomicU32,
     /// Ejections in a row: the exponent of the back-off.
     level: AtomicU32,
     /// A probe is under way.
@@ -107,6 +109,7 @@ impl Health {
         Self {
             active: AtomicU32::new(0),
             strikes: AtomicU32::new(0),
+            errors: AtomicU32::new(0),
             level: AtomicU32::new(0),
             probing: AtomicBool::new(false),
             until: AtomicU64::new(0),
@@ -168,14 +171,36 @@ impl Health {
         } else if self.strikes.fetch_add(1, Relaxed) + 1 < policy.failures {
             return false;
         }
-        let level = self.level.fetch_add(1, Relaxed).min(20);
-        let span = policy.base.saturating_mul(1 << level).min(policy.max).mul_f32(0.9 + 0.2 * jitter);
-        self.until.store(now.after(span).0.max(1), Relaxed);
-        self.strikes.store(0, Relaxed);
+        self.eject(now, policy, jitter);
         if !ejected {
             self.changed();
         }
         !ejected
+    }
+
+    /// A request was answered with a status of 500 or above. Counted apart from failed dials, which a dial that
+    /// succeeds forgives: such a backend can be dialled very well. `jitter` as in [`Self::failed`].
+    pub fn erred(&self, now: Tick, policy: &EjectionPolicy, jitter: f32) {
+        if self.errors.fetch_add(1, Relaxed) + 1 < policy.failures || self.until.load(Relaxed) != 0 {
+            return;
+        }
+        self.eject(now, policy, jitter);
+        self.changed();
+    }
+
+    /// A request was answered with a lower status.
+    pub fn behaved(&self) {
+        if self.errors.load(Relaxed) != 0 {
+            self.errors.store(0, Relaxed);
+        }
+    }
+
+    fn eject(&self, now: Tick, policy: &EjectionPolicy, jitter: f32) {
+        let level = self.level.fetch_add(1, Relaxed).min(20);
+        let span = policy.base.saturating_mul(1 << level).min(policy.max).mul_f32(0.9 + 0.2 * jitter);
+        self.until.store(now.after(span).0.max(1), Relaxed);
+        self.strikes.store(0, Relaxed);
+        self.errors.store(0, Relaxed);
     }
 
     /// How busy the address is, for comparison only: open connections × connect time.
@@ -326,6 +351,28 @@ mod tests {
         h.release();
         assert!(h.load(at(11.0)) < 80_000.0);
         assert!((h.load(at(100.0)) - 5_000.0).abs() < 1.0);
+    }
+
+    #[test]
+    fn errors_in_a_row_eject_whatever_dials_say() {
+        let (h, changes) = health();
+        for _ in 0..2 {
+            h.erred(at(0.0), &POLICY, 0.5);
+            h.erred(at(0.0), &POLICY, 0.5);
+            h.succeeded(at(0.0), Duration::from_millis(1));
+            h.behaved();
+        }
+        assert_eq!(h.standing(at(0.0)), Standing::Ready);
+        for _ in 0..3 {
+            h.erred(at(0.0), &POLICY, 0.5);
+            h.succeeded(at(0.0), Duration::from_millis(1));
+        }
+        assert_eq!(h.standing(at(0.5)), Standing::Ready, "a dial after the third one forgives");
+        (0..2).for_each(|_| h.erred(at(0.0), &POLICY, 0.5));
+        h.succeeded(at(0.0), Duration::from_millis(1));
+        h.erred(at(0.0), &POLICY, 0.5);
+        assert_eq!(h.standing(at(0.5)), Standing::Out);
+        assert_eq!(*changes.borrow(), 3);
     }
 
     #[test]

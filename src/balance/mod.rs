@@ -5,13 +5,15 @@
 
 pub mod affinity;
 pub mod health;
+mod http;
 mod pool;
 mod tallies;
 mod upstream;
 mod upstreams;
 
 pub use health::{EjectionPolicy, Health, Standing, Tick};
-pub use pool::{Endpoint, Lease, Pool};
+pub use http::{HttpCounters, HttpNumbers, LATENCY_BOUNDS_US};
+pub use pool::{Caller, Endpoint, Lease, Pool, key_of};
 pub use tallies::{DialEnd, Tallies};
 pub use upstream::{PortCounters, Upstream};
 pub use upstreams::{BackendState, BackendView, Carried, Held, PortView, Upstreams};

@@ -10,6 +10,26 @@ use crate::model::Policy;
 
 use super::health::{EjectionPolicy, Health, Standing, Tick};
 
+/// Who is to be connected, as far as the pick goes.
+#[derive(Clone, Copy, Debug)]
+pub struct Caller {
+    /// The client's address.
+    pub ip: IpAddr,
+    /// The hash of what the policy looks at in a request, see [`key_of`]; `None` where there is no such thing.
+    pub key: Option<u64>,
+}
+
+impl From<IpAddr> for Caller {
+    fn from(ip: IpAddr) -> Self {
+        Self { ip, key: None }
+    }
+}
+
+/// The hash of a header's or a cookie's value, for [`Caller::key`]: the same on every node and at every start.
+pub fn key_of(value: &[u8]) -> u64 {
+    finish(eat(FNV_OFFSET, value))
+}
+
 /// One backend of one service port. The health is shared by all service ports with that address, the counts are its own.
 #[derive(Debug)]
 pub struct Endpoint {
@@ -20,6 +40,7 @@ pub struct Endpoint {
     active: AtomicU32,
     connections: AtomicU64,
     failures: AtomicU64,
+    requests: AtomicU64,
 }
 
 impl Endpoint {
@@ -31,6 +52,7 @@ impl Endpoint {
             active: AtomicU32::new(0),
             connections: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
         }
     }
 
@@ -58,6 +80,21 @@ impl Endpoint {
         self.health.succeeded(now, Duration::ZERO);
     }
 
+    /// An HTTP request was sent to it.
+    pub fn asked(&self) {
+        self.requests.fetch_add(1, Relaxed);
+    }
+
+    /// An HTTP request was answered with a status of 500 or above (`fault`), or with another one. Only asked where a
+    /// `DestinationRule` ejects for that.
+    pub fn judged(&self, fault: bool, now: Tick, policy: &EjectionPolicy) {
+        if fault {
+            self.health.erred(now, policy, fastrand::f32());
+        } else {
+            self.health.behaved();
+        }
+    }
+
     /// A dial was refused or not answered. `true`: that has taken the address out.
     pub fn failed(&self, now: Tick, policy: &EjectionPolicy) -> bool {
         self.failures.fetch_add(1, Relaxed);
@@ -78,6 +115,11 @@ impl Endpoint {
     pub fn failures(&self) -> u64 {
         self.failures.load(Relaxed)
     }
+
+    /// HTTP requests since start.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Relaxed)
+    }
 }
 
 /// Keeps a backend's connection counted for as long as it lives.
@@ -86,7 +128,7 @@ pub struct Lease(Arc<Endpoint>);
 
 impl Lease {
     /// The backend.
-    pub fn endpoint(&self) -> &Endpoint {
+    pub fn endpoint(&self) -> &Arc<Endpoint> {
         &self.0
     }
 }
@@ -133,7 +175,14 @@ impl Pool {
 
     /// Picks an endpoint that is not among `tried`: preferred ones first, then the others, and when all that are left
     /// are ejected, an ejected one all the same (panic mode). `None`: all were tried.
-    pub fn pick(&self, policy: &Policy, client: IpAddr, tried: &[usize], now: Tick) -> Option<usize> {
+    pub fn pick(
+        &self,
+        policy: &Policy,
+        client: impl Into<Caller>,
+        tried: &[usize],
+        now: Tick,
+    ) -> Option<usize> {
+        let client = client.into();
         let (near, far) = (0..self.preferred, self.preferred..self.endpoints.len());
         let lenient = self.max_ejected != usize::MAX && self.ejected(now) > self.max_ejected;
         if !lenient {
@@ -191,6 +240,12 @@ impl Pool {
         if self.endpoints[b].health.load(now) < self.endpoints[a].health.load(now) { b } else { a }
     }
 
+    /// The lighter of two of `usable`, which are at least two.
+    fn lighter_of_two(&self, usable: &[usize], now: Tick) -> usize {
+        let (a, b) = two_of(usable.len());
+        self.lighter(usable[a], usable[b], now)
+    }
+
     /// An endpoint that is due is taken by claiming its probe.
     fn take(&self, index: usize, now: Tick) -> bool {
         let health = &self.endpoints[index].health;
@@ -204,7 +259,7 @@ impl Pool {
     fn choose(
         &self,
         policy: &Policy,
-        client: IpAddr,
+        client: Caller,
         tried: &[usize],
         usable: &[usize],
         now: Tick,
@@ -214,11 +269,14 @@ impl Pool {
             return usable.first().copied();
         }
         Some(match policy {
-            // Without a request there is no header to look at.
-            Policy::LeastRequest | Policy::Header(_) => {
-                let (a, b) = two_of(n);
-                self.lighter(usable[a], usable[b], now)
-            }
+            Policy::LeastRequest => self.lighter_of_two(usable, now),
+            // Without a request, or without the header in it, there is nothing to go by.
+            Policy::Header(_) | Policy::Cookie(_) => match client.key {
+                Some(key) => {
+                    usable.iter().copied().max_by_key(|&i| rendezvous_of(key, self.endpoints[i].addr))?
+                }
+                None => self.lighter_of_two(usable, now),
+            },
             Policy::Random => usable[fastrand::usize(..n)],
             Policy::RoundRobin => match tried.last() {
                 // A retry goes to the neighbour and takes nobody's turn.
@@ -226,7 +284,7 @@ impl Pool {
                 None => usable[self.turn.fetch_add(1, Relaxed) % n],
             },
             Policy::SourceIp => {
-                usable.iter().copied().max_by_key(|&i| rendezvous(client, self.endpoints[i].addr))?
+                usable.iter().copied().max_by_key(|&i| rendezvous(client.ip, self.endpoints[i].addr))?
             }
         })
     }
@@ -243,26 +301,38 @@ fn two_of(n: usize) -> (usize, usize) {
     (a, if b >= a { b + 1 } else { b })
 }
 
+/// Where FNV-1a begins.
+const FNV_OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
+
+fn eat(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+fn eat_ip(hash: u64, ip: IpAddr) -> u64 {
+    match ip {
+        IpAddr::V4(ip) => eat(hash, &ip.octets()),
+        IpAddr::V6(ip) => eat(hash, &ip.octets()),
+    }
+}
+
+/// The finaliser of splitmix64: FNV alone leaves the high bits too alike.
+fn finish(hash: u64) -> u64 {
+    let hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    let hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    hash ^ (hash >> 31)
+}
+
 /// Highest-random-weight hashing: each client prefers the backends in its own order, so that a backend that goes
 /// moves only its own clients. FNV-1a with a final mix: the same on every node, every start and every machine.
 fn rendezvous(client: IpAddr, backend: SocketAddr) -> u64 {
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64;
-    let mut eat = |bytes: &[u8]| {
-        for byte in bytes {
-            hash = (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    };
-    for ip in [client.to_canonical(), backend.ip()] {
-        match ip {
-            IpAddr::V4(ip) => eat(&ip.octets()),
-            IpAddr::V6(ip) => eat(&ip.octets()),
-        }
-    }
-    eat(&backend.port().to_be_bytes());
-    // The finaliser of splitmix64: FNV alone leaves the high bits too alike.
-    hash = (hash ^ (hash >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    hash = (hash ^ (hash >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    hash ^ (hash >> 31)
+    let hash = eat_ip(eat_ip(FNV_OFFSET, client.to_canonical()), backend.ip());
+    finish(eat(hash, &backend.port().to_be_bytes()))
+}
+
+/// The same for a key that is a hash already.
+fn rendezvous_of(key: u64, backend: SocketAddr) -> u64 {
+    let hash = eat_ip(eat(FNV_OFFSET, &key.to_be_bytes()), backend.ip());
+    finish(eat(hash, &backend.port().to_be_bytes()))
 }
 
 #[cfg(test)]

@@ -1,14 +1,15 @@
 //! One service port as the data plane uses it: its backends, its counters, its clients' pins.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, OnceLock};
 
 use crate::model::{BackendSet, Reach, ServicePort, Via};
 
 use super::affinity::Affinity;
 use super::health::{EjectionPolicy, Tick};
-use super::pool::Pool;
+use super::http::HttpCounters;
+use super::pool::{Caller, Pool};
 
 /// What a service port has seen. Lives as long as the service port, whatever else changes about it.
 #[derive(Debug, Default)]
@@ -25,6 +26,15 @@ pub struct PortCounters {
     pub refused: AtomicU64,
     /// Dials that failed because every local port towards the backend was in use.
     pub out_of_ports: AtomicU64,
+    /// What its HTTP requests came to; nothing stands there before the first one.
+    pub http: OnceLock<Box<HttpCounters>>,
+}
+
+impl PortCounters {
+    /// What its HTTP requests came to.
+    pub fn http(&self) -> &HttpCounters {
+        self.http.get_or_init(Box::default)
+    }
 }
 
 /// One service port as the data plane uses it. Replaced, never changed, when the snapshot brings news about it.
@@ -84,13 +94,14 @@ impl Upstream {
     }
 
     /// Picks a backend of `pool` (one of this upstream's) for `client` that is not among `tried`.
-    pub fn pick(&self, pool: &Pool, client: IpAddr, tried: &[usize], now: Tick) -> Option<usize> {
+    pub fn pick(&self, pool: &Pool, client: impl Into<Caller>, tried: &[usize], now: Tick) -> Option<usize> {
+        let client = client.into();
         let choose = || pool.pick(&self.port.policy, client, tried, now);
         let (Some(affinity), Some(timeout)) = (&self.affinity, self.port.affinity) else {
             return choose();
         };
         let usable = |addr| pool.position(addr).filter(|i| !tried.contains(i) && pool.is_ready(*i, now));
-        affinity.get_or_pin(client, now, timeout, usable, || {
+        affinity.get_or_pin(client.ip, now, timeout, usable, || {
             choose().map(|index| (index, pool.endpoints()[index].addr))
         })
     }

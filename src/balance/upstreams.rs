@@ -101,6 +101,8 @@ pub struct BackendView {
     pub connections: u64,
     /// Failed dials since start.
     pub failures: u64,
+    /// HTTP requests since start.
+    pub requests: u64,
     /// How long it stays out, where it is ejected.
     pub out_for: Option<Duration>,
 }
@@ -252,6 +254,12 @@ impl Upstreams {
         upstream.port.allows(frontend.addr(), client).then(|| (Arc::clone(upstream), via))
     }
 
+    /// Whether some service port is offered at `frontend`.
+    pub fn is_offered(&self, frontend: &Frontend) -> bool {
+        let table = self.table.load();
+        table.by_frontend.contains_key(frontend) || table.by_external.contains_key(frontend)
+    }
+
     /// The service port with that identity.
     pub fn get(&self, id: &PortId) -> Option<Arc<Upstream>> {
         self.table.load().by_id.get(id).cloned()
@@ -361,6 +369,7 @@ fn view(backend: &Backend, endpoint: &Endpoint, state: BackendState) -> BackendV
         active: endpoint.active(),
         connections: endpoint.connections(),
         failures: endpoint.failures(),
+        requests: endpoint.requests(),
         out_for: None,
     }
 }

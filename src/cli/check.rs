@@ -1,5 +1,7 @@
 //! `edgesplice check`
 
+use std::fmt::Write as _;
+
 use super::{Context, Exit, Output, SettingsArgs, out};
 use crate::app;
 use crate::obs::api::{Finding, Severity};
@@ -13,21 +15,25 @@ pub struct Args {
 
 /// Prints what stands in the agent's way on this machine.
 pub fn run(_: &Args, context: &Context) -> anyhow::Result<Exit> {
-    let app::Checkup { packet_filter, findings } = app::check(&context.start()?)?;
+    let app::Checkup { packet_filter, notes, findings } = app::check(&context.start()?)?;
     match context.output {
-        Output::Table => out::print(&text(&packet_filter, &findings))?,
+        Output::Table => out::print(&text(&packet_filter, &notes, &findings))?,
         Output::Json => out::print_json(&findings)?,
     }
     let problem = findings.iter().any(|f| f.severity == Severity::Problem);
     Ok(if problem { Exit::Found } else { Exit::Done })
 }
 
-/// What is looked at, and what was found.
-fn text(packet_filter: &str, findings: &[Finding]) -> String {
-    if packet_filter.is_empty() {
-        return lines(findings);
+/// What is looked at, what is worth knowing, and what was found.
+fn text(packet_filter: &str, notes: &[String], findings: &[Finding]) -> String {
+    let mut text = String::new();
+    if !packet_filter.is_empty() {
+        let _ = writeln!(text, "packet filter  {}", out::plain(packet_filter));
     }
-    format!("packet filter  {}\n{}", out::plain(packet_filter), lines(findings))
+    for note in notes {
+        let _ = writeln!(text, "names          {}", out::plain(note));
+    }
+    text + &lines(findings)
 }
 
 /// One line a finding, the worst first, each with the command that mends it.
@@ -66,7 +72,7 @@ mod tests {
              info     note: note is wrong"
         );
         assert_eq!(lines(&[]), "nothing found");
-        assert_eq!(text("iptables-nft: so", &[]), "packet filter  iptables-nft: so\nnothing found");
-        assert_eq!(text("", &[]), "nothing found");
+        assert_eq!(text("iptables-nft: so", &[], &[]), "packet filter  iptables-nft: so\nnothing found");
+        assert_eq!(text("", &["so it is".to_owned()], &[]), "names          so it is\nnothing found");
     }
 }

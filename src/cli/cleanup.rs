@@ -2,13 +2,14 @@
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use anyhow::{Context as _, bail};
 
 use super::{Context, Exit, Output, out};
 use crate::app;
+use crate::config::Settings;
 use crate::rules;
 use crate::rules::apply::HostTools;
 use crate::rules::legacy::{self, ItemReport, Options, Report, Request, Roots};
@@ -47,6 +48,9 @@ pub struct Args {
 /// Removes what older EdgeMesh versions and this program left.
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let settings = context.start()?;
+    if args.backup.is_none() {
+        app::refuse_impossible(&settings.state_dir)?;
+    }
     if !nix::unistd::geteuid().is_root() {
         bail!(
             "cleanup must run as root, which reading and changing packet-filter rules needs (CAP_NET_ADMIN); use sudo"
@@ -56,7 +60,7 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let request = request(args, &settings.state_dir);
+    let request = request(args, &settings);
     let report = runtime.block_on(async {
         let report = legacy::clean(&HostTools, &Roots::default(), &request).await?;
         if !args.dry_run && (args.force || app::holder().is_none()) {
@@ -74,16 +78,22 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     Ok(if report.blocked { Exit::Found } else { Exit::Done })
 }
 
-fn request(args: &Args, state_dir: &Path) -> Request {
+fn request(args: &Args, settings: &Settings) -> Request {
     Request {
         options: Options {
             force: args.force,
             host_manual_rules: args.host_manual_rules,
             mesh_address: args.mesh_address,
             pod: false,
+            own_servers: app::own_servers(settings),
+            // Unless an agent runs already, nobody answers there, and a line that leads there is dead like any other.
+            starting: false,
         },
         dry_run: args.dry_run,
-        backup: args.backup.clone().unwrap_or_else(|| legacy::default_folder(state_dir, SystemTime::now())),
+        backup: args
+            .backup
+            .clone()
+            .unwrap_or_else(|| legacy::default_folder(&settings.state_dir, SystemTime::now())),
         pod_netns: args.pod_netns,
     }
 }

@@ -14,7 +14,7 @@ use crate::obs::api::{Resolution, Verdict};
 /// Arguments of `resolve`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The destination: IP:PORT, NAME:PORT or NAME
+    /// The destination: IP:PORT, NAME:PORT or NAME; a port may be followed by /tcp (the default) or /udp
     #[arg(value_name = "WHAT")]
     target: String,
     #[command(flatten)]
@@ -57,6 +57,15 @@ fn check_target(target: &str) -> Result<(), UsageError> {
         Err(UsageError::new(format!(
             "WHAT is {target:?}: {why}: give IP:PORT, NAME:PORT or NAME, such as 10.96.0.1:443, web.shop:80 or web.shop"
         )))
+    };
+    // The protocol may be said, and is else TCP.
+    let target = match target.rsplit_once('/') {
+        Some((before, protocol))
+            if ["tcp", "udp"].iter().any(|known| known.eq_ignore_ascii_case(protocol)) =>
+        {
+            before
+        }
+        _ => target,
     };
     if target.parse::<std::net::SocketAddr>().is_ok_and(|addr| addr.port() != 0) {
         return Ok(());
@@ -160,6 +169,8 @@ mod tests {
             "web.shop:80",
             "web.shop.svc.cluster.local.",
             "7eleven.shop",
+            "10.96.0.10:53/udp",
+            "kube-dns.kube-system:53/UDP",
         ] {
             assert!(check_target(good).is_ok(), "{good}");
         }
@@ -175,6 +186,7 @@ mod tests {
             "a b",
             "web..shop",
             "1.2:3",
+            "10.96.0.10:53/sctp",
         ] {
             assert!(check_target(bad).is_err(), "{bad}");
         }

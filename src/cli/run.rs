@@ -1,6 +1,6 @@
 //! `edgesplice run`
 
-use super::{Context, Exit, SettingsArgs, out};
+use super::{Context, Exit, Output, SettingsArgs, out};
 use std::ffi::OsString;
 use std::process::ExitCode;
 
@@ -24,9 +24,15 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let settings = context.start()?;
     if args.print_config {
-        out::print(&settings.to_yaml()?)?;
+        let yaml = settings.to_yaml()?;
+        match context.output {
+            Output::Table => out::print(&yaml)?,
+            // YAML reads JSON, so this is a configuration file as well.
+            Output::Json => out::print_json(&serde_saphyr::from_str::<serde_json::Value>(&yaml)?)?,
+        }
     } else if args.check_config {
         // The manifests are part of what `run` refuses to start with; nothing else is looked at, and nothing touched.
+        app::refuse_impossible(&settings.state_dir)?;
         app::check_manifests(&settings)?;
         out::print("the configuration is good")?;
     } else {

@@ -143,6 +143,26 @@ pub enum ConnectMode {
     BeforeAccept,
 }
 
+/// What holds where nothing is configured.
+impl Default for InterceptSettings {
+    fn default() -> Self {
+        Self {
+            service_cidrs: Vec::new(),
+            iptables_backend: IptablesBackend::Auto,
+            remove_stale: false,
+            kubernetes_service: false,
+            coexist_with_kube_proxy: false,
+            service_proxy_name: String::new(),
+            node_ports: Some(NodePortAddresses::Primary),
+            external_ips: false,
+            connect: ConnectMode::AfterAccept,
+            sync_period: Duration::from_secs(2),
+            own_mark: 0x10,
+            refuse_mark: 0x20,
+        }
+    }
+}
+
 /// On which of this host's addresses node ports are served.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NodePortAddresses {
@@ -184,6 +204,43 @@ pub struct ProxySettings {
     pub max_per_source: usize,
     /// Keep the rules in place at the end (`--keep-rules`).
     pub keep_rules: bool,
+    /// How HTTP ports are served.
+    pub http: HttpSettings,
+}
+
+/// How HTTP ports are served.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HttpSettings {
+    /// Balance requests; otherwise they are relayed like other ports.
+    pub on: bool,
+    /// How long a request's head may take.
+    pub head_timeout: Duration,
+    /// How long a client's connection may be without a request.
+    pub idle_timeout: Duration,
+    /// How long an answer's head may take; zero: as long as it likes.
+    pub request_timeout: Duration,
+    /// Where each request is written down; `-`: standard output.
+    pub access_log: Option<PathBuf>,
+    /// Which share of the requests is, from 0 to 1.
+    pub access_log_share: f64,
+}
+
+// A share is a number.
+impl Eq for HttpSettings {}
+
+impl Default for HttpSettings {
+    fn default() -> Self {
+        Self {
+            on: true,
+            // What nginx and HAProxy's manual allow is 60 s and 10 s; a head is a few packets.
+            head_timeout: Duration::from_secs(10),
+            // Envoy's. A waiting connection costs little here.
+            idle_timeout: Duration::from_hours(1),
+            request_timeout: Duration::ZERO,
+            access_log: None,
+            access_log_share: 1.0,
+        }
+    }
 }
 
 /// How backends are reached.
@@ -215,6 +272,17 @@ pub struct DnsSettings {
     pub domain: String,
     /// Upstream servers; empty: those of `/etc/resolv.conf`.
     pub upstreams: Vec<SocketAddr>,
+    /// Who is asked before them.
+    pub upstream_from: UpstreamFrom,
+}
+
+/// Who is asked for foreign names before the upstream servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamFrom {
+    /// Nobody.
+    Node,
+    /// The live endpoints of the cluster's own DNS.
+    KubeDns,
 }
 
 /// Whether the agent answers DNS.

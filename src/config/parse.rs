@@ -75,6 +75,20 @@ pub(super) fn duration(text: &str) -> Result<Duration, String> {
     })
 }
 
+/// A duration, or `0s` for none.
+pub(super) fn duration_or_none(text: &str) -> Result<Duration, String> {
+    humantime::parse_duration(text)
+        .ok()
+        .filter(|d| *d <= LONGEST)
+        .ok_or_else(|| "give a duration of at most 24h, such as 30s or 5m, or 0s for none".to_owned())
+}
+
+/// A share from 0 to 1.
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "give a share from 0 to 1, such as 0.01 for one request of a hundred".to_owned())
+}
+
 /// A packet mark of a single bit, decimal or with `0x`.
 pub(super) fn mark(text: &str) -> Result<u32, String> {
     let value = match text.strip_prefix("0x").or_else(|| text.strip_prefix("0X")) {

@@ -4,8 +4,11 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::raw::{self, RawConfig, Scalar};
-use super::resolve::{CONNECT_MODES, DNS_MODES, IPTABLES_BACKENDS, LOG_FORMATS, POD_NETWORKS, SOURCE_KINDS};
-use super::{NodePortAddresses, Settings, UsageError};
+use super::resolve::{
+    CONNECT_MODES, DNS_MODES, HTTP_MODES, IPTABLES_BACKENDS, LOG_FORMATS, POD_NETWORKS, SOURCE_KINDS,
+    UPSTREAMS_FROM,
+};
+use super::{HttpSettings, NodePortAddresses, Settings, UsageError};
 
 impl Settings {
     /// The effective configuration file; reading it gives these same settings.
@@ -64,6 +67,7 @@ impl From<&Settings> for RawConfig {
                 max_connections: one(s.proxy.max_connections),
                 max_connections_per_source: one(s.proxy.max_per_source),
                 keep_rules: one(s.proxy.keep_rules),
+                http: Some(http(&s.proxy.http)),
             }),
             backends: Some(raw::Backends { pod_network: word(POD_NETWORKS, s.backends.pod_network) }),
             dns: Some(raw::Dns {
@@ -71,10 +75,22 @@ impl From<&Settings> for RawConfig {
                 listen: list(&s.dns.listen),
                 domain: one(&s.dns.domain),
                 upstreams: list(&s.dns.upstreams),
+                upstream_from: word(UPSTREAMS_FROM, s.dns.upstream_from),
             }),
             admin: Some(raw::Admin { listen: one(s.admin.listen) }),
             log: Some(raw::Log { level: one(&s.log.level), format: word(LOG_FORMATS, s.log.format) }),
         }
+    }
+}
+
+fn http(http: &HttpSettings) -> raw::Http {
+    raw::Http {
+        mode: word(HTTP_MODES, http.on),
+        head_timeout: one(duration(http.head_timeout)),
+        idle_timeout: one(duration(http.idle_timeout)),
+        request_timeout: one(duration(http.request_timeout)),
+        access_log: http.access_log.as_deref().and_then(path),
+        access_log_share: one(http.access_log_share),
     }
 }
 

@@ -143,6 +143,18 @@ pub(super) struct Proxy {
     pub(super) max_connections: One,
     pub(super) max_connections_per_source: One,
     pub(super) keep_rules: One,
+    pub(super) http: Option<Http>,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Http {
+    pub(super) mode: One,
+    pub(super) head_timeout: One,
+    pub(super) idle_timeout: One,
+    pub(super) request_timeout: One,
+    pub(super) access_log: One,
+    pub(super) access_log_share: One,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -158,6 +170,7 @@ pub(super) struct Dns {
     pub(super) listen: Many,
     pub(super) domain: One,
     pub(super) upstreams: Many,
+    pub(super) upstream_from: One,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -231,9 +244,17 @@ impl RawConfig {
         one(keys::MAX_CONNECTIONS, proxy.max_connections);
         one(keys::MAX_PER_SOURCE, proxy.max_connections_per_source);
         one(keys::KEEP_RULES, proxy.keep_rules);
+        let http = proxy.http.unwrap_or_default();
+        one(keys::HTTP_MODE, http.mode);
+        one(keys::HTTP_HEAD_TIMEOUT, http.head_timeout);
+        one(keys::HTTP_IDLE_TIMEOUT, http.idle_timeout);
+        one(keys::HTTP_REQUEST_TIMEOUT, http.request_timeout);
+        one(keys::ACCESS_LOG, http.access_log);
+        one(keys::ACCESS_LOG_SHARE, http.access_log_share);
         one(keys::POD_NETWORK, self.backends.unwrap_or_default().pod_network);
         one(keys::DNS_MODE, dns.mode);
         one(keys::DNS_DOMAIN, dns.domain);
+        one(keys::DNS_UPSTREAM_FROM, dns.upstream_from);
         one(keys::ADMIN_LISTEN, self.admin.unwrap_or_default().listen);
         one(keys::LOG_LEVEL, log.level);
         one(keys::LOG_FORMAT, log.format);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::layers::{Layers, Origin, Override};
 use super::raw::RawConfig;
 use super::{
-    AdminSettings, BackendSettings, ConnectMode, Credentials, DnsMode, DnsSettings, InterceptSettings,
-    IptablesBackend, LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings, Settings,
-    SourceKind, SourceSettings, UsageError, keys, parse,
+    AdminSettings, BackendSettings, ConnectMode, Credentials, DnsMode, DnsSettings, HttpSettings,
+    InterceptSettings, IptablesBackend, LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings,
+    Settings, SourceKind, SourceSettings, UpstreamFrom, UsageError, keys, parse,
 };
 
 pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[
@@ -24,6 +24,9 @@ pub(super) const CONNECT_MODES: &[(&str, ConnectMode)] =
 pub(super) const POD_NETWORKS: &[(&str, PodNetwork)] =
     &[("auto", PodNetwork::Auto), ("routed", PodNetwork::Routed), ("none", PodNetwork::None)];
 pub(super) const DNS_MODES: &[(&str, DnsMode)] = &[("auto", DnsMode::Auto), ("off", DnsMode::Off)];
+pub(super) const UPSTREAMS_FROM: &[(&str, UpstreamFrom)] =
+    &[("node", UpstreamFrom::Node), ("kube-dns", UpstreamFrom::KubeDns)];
+pub(super) const HTTP_MODES: &[(&str, bool)] = &[("auto", true), ("off", false)];
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
 /// More threads than this help nobody on a node.
@@ -133,21 +136,28 @@ fn intercept(layers: &Layers) -> Result<InterceptSettings, UsageError> {
         }
     }
     service_cidrs.sort();
+    let default = InterceptSettings::default();
     Ok(InterceptSettings {
         service_cidrs,
         iptables_backend: layers
             .one(keys::IPTABLES_BACKEND, parse::word(IPTABLES_BACKENDS))?
-            .unwrap_or(IptablesBackend::Auto),
-        remove_stale: layers.one(keys::REMOVE_STALE, parse::boolean)?.unwrap_or(false),
-        kubernetes_service: layers.one(keys::KUBERNETES_SERVICE, parse::boolean)?.unwrap_or(false),
-        coexist_with_kube_proxy: layers.one(keys::COEXIST, parse::boolean)?.unwrap_or(false),
-        service_proxy_name: layers.one(keys::SERVICE_PROXY_NAME, parse::label_value)?.unwrap_or_default(),
+            .unwrap_or(default.iptables_backend),
+        remove_stale: layers.one(keys::REMOVE_STALE, parse::boolean)?.unwrap_or(default.remove_stale),
+        kubernetes_service: layers
+            .one(keys::KUBERNETES_SERVICE, parse::boolean)?
+            .unwrap_or(default.kubernetes_service),
+        coexist_with_kube_proxy: layers
+            .one(keys::COEXIST, parse::boolean)?
+            .unwrap_or(default.coexist_with_kube_proxy),
+        service_proxy_name: layers
+            .one(keys::SERVICE_PROXY_NAME, parse::label_value)?
+            .unwrap_or(default.service_proxy_name),
         node_ports: node_ports(layers)?,
-        external_ips: layers.one(keys::EXTERNAL_IPS, parse::boolean)?.unwrap_or(false),
-        connect: layers.one(keys::CONNECT, parse::word(CONNECT_MODES))?.unwrap_or(ConnectMode::AfterAccept),
-        sync_period: layers.one(keys::SYNC_PERIOD, parse::duration)?.unwrap_or(Duration::from_secs(2)),
-        own_mark: layers.one(keys::OWN_MARK, parse::mark)?.unwrap_or(0x10),
-        refuse_mark: layers.one(keys::REFUSE_MARK, parse::mark)?.unwrap_or(0x20),
+        external_ips: layers.one(keys::EXTERNAL_IPS, parse::boolean)?.unwrap_or(default.external_ips),
+        connect: layers.one(keys::CONNECT, parse::word(CONNECT_MODES))?.unwrap_or(default.connect),
+        sync_period: layers.one(keys::SYNC_PERIOD, parse::duration)?.unwrap_or(default.sync_period),
+        own_mark: layers.one(keys::OWN_MARK, parse::mark)?.unwrap_or(default.own_mark),
+        refuse_mark: layers.one(keys::REFUSE_MARK, parse::mark)?.unwrap_or(default.refuse_mark),
     })
 }
 
@@ -183,6 +193,23 @@ fn proxy(layers: &Layers) -> Result<ProxySettings, UsageError> {
         max_connections: layers.one(keys::MAX_CONNECTIONS, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
         max_per_source: layers.one(keys::MAX_PER_SOURCE, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
         keep_rules: layers.one(keys::KEEP_RULES, parse::boolean)?.unwrap_or(false),
+        http: http(layers)?,
+    })
+}
+
+fn http(layers: &Layers) -> Result<HttpSettings, UsageError> {
+    let default = HttpSettings::default();
+    Ok(HttpSettings {
+        on: layers.one(keys::HTTP_MODE, parse::word(HTTP_MODES))?.unwrap_or(default.on),
+        head_timeout: layers.one(keys::HTTP_HEAD_TIMEOUT, parse::duration)?.unwrap_or(default.head_timeout),
+        idle_timeout: layers.one(keys::HTTP_IDLE_TIMEOUT, parse::duration)?.unwrap_or(default.idle_timeout),
+        request_timeout: layers
+            .one(keys::HTTP_REQUEST_TIMEOUT, parse::duration_or_none)?
+            .unwrap_or(default.request_timeout),
+        access_log: layers.one(keys::ACCESS_LOG, parse::path)?,
+        access_log_share: layers
+            .one(keys::ACCESS_LOG_SHARE, parse::share)?
+            .unwrap_or(default.access_log_share),
     })
 }
 
@@ -194,6 +221,9 @@ fn dns(layers: &Layers) -> Result<DnsSettings, UsageError> {
             .unwrap_or_else(|| vec![([169, 254, 96, 16], 53).into()]),
         domain: layers.one(keys::DNS_DOMAIN, parse::domain)?.unwrap_or_else(|| "cluster.local".to_owned()),
         upstreams: layers.many(keys::DNS_UPSTREAMS, parse::upstream)?.unwrap_or_default(),
+        upstream_from: layers
+            .one(keys::DNS_UPSTREAM_FROM, parse::word(UPSTREAMS_FROM))?
+            .unwrap_or(UpstreamFrom::Node),
     })
 }
 

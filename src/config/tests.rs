@@ -51,7 +51,7 @@ fn what_is_printed_reads_back_as_the_same() {
          proxy: {{port: 15001, workers: 2, drainTimeout: 5m, connectTimeout: 300ms, dialBudget: 2s, dialStagger: 20ms,\n\
          \x20 maxConnections: 10, keepRules: true}}\n\
          backends: {{podNetwork: none}}\n\
-         dns: {{mode: 'off', listen: ['[fd01::1]:53'], domain: Cluster.Example., upstreams: [10.0.0.2, 'fd01::2']}}\n\
+         dns: {{mode: 'off', listen: ['[fd01::1]:53'], domain: Cluster.Example., upstreams: [10.0.0.2, 'fd01::2'], upstreamFrom: kube-dns}}\n\
          admin: {{listen: '0.0.0.0:9'}}\nlog: {{level: 'info,edgesplice=debug', format: json}}\n",
         path.display()
     );
@@ -65,6 +65,7 @@ fn what_is_printed_reads_back_as_the_same() {
     assert_eq!(settings.source.metaserver, "http://[::1]:10550");
     assert_eq!(settings.dns.domain, "cluster.example");
     assert_eq!(settings.dns.upstreams[1].to_string(), "[fd01::2]:53");
+    assert_eq!(settings.dns.upstream_from, UpstreamFrom::KubeDns);
 }
 
 #[test]
@@ -113,6 +114,13 @@ fn the_printed_file_shows_every_key() {
           maxConnections: 0
           maxConnectionsPerSource: 0
           keepRules: false
+          http:
+            mode: auto
+            headTimeout: 10s
+            idleTimeout: 1h
+            requestTimeout: 0s
+            accessLog: null
+            accessLogShare: 1
         backends:
           podNetwork: auto
         dns:
@@ -121,6 +129,7 @@ fn the_printed_file_shows_every_key() {
           - 169.254.96.16:53
           domain: cluster.local
           upstreams: []
+          upstreamFrom: node
         admin:
           listen: 127.0.0.1:10265
         log:

@@ -72,6 +72,11 @@ impl Forwarder {
         }
     }
 
+    /// The servers, each with whether it answers.
+    pub fn upstreams(&self) -> Vec<(SocketAddr, bool)> {
+        self.servers.all(Instant::now())
+    }
+
     /// The answer to `query`; `None` if there is none to be had. `tcp`: it may be as long as it likes.
     pub async fn ask(self: &Arc<Self>, query: &Query, tcp: bool) -> Option<Arc<Kept>> {
         let dnssec = query.edns.is_some_and(|edns| edns.dnssec);
@@ -192,7 +197,7 @@ impl Forwarder {
 
     async fn over_udp(&self, question: &Question, server: SocketAddr) -> io::Result<Vec<u8>> {
         let socket = UdpSocket::from_std(sock::udp_connect(server, self.own_mark)?)?;
-        let id = fastrand::u16(..);
+        let id = rand::random::<u16>();
         socket.send(&question.packet(id)).await?;
         let mut buffer = vec![0; usize::from(wire::UDP_PAYLOAD.max(4_096))];
         loop {
@@ -208,7 +213,7 @@ impl Forwarder {
 
     async fn over_tcp(&self, question: &Question, server: SocketAddr) -> io::Result<Vec<u8>> {
         let mut stream = sock::connect(server, self.own_mark, true).await?;
-        let id = fastrand::u16(..);
+        let id = rand::random::<u16>();
         let packet = question.packet(id);
         let length = u16::try_from(packet.len()).map_err(io::Error::other)?;
         stream.write_all(&[&length.to_be_bytes(), packet.as_slice()].concat()).await?;

@@ -37,7 +37,7 @@ use crate::obs::meter::{Histogram, Tally};
 use forward::Forwarder;
 use limit::Limit;
 use message::{Packet, Query};
-use servers::{Own, Servers};
+use servers::{Live, Own, Servers};
 use wire::flag;
 use zone::{Outcome, Zone};
 
@@ -88,18 +88,19 @@ pub struct Resolver {
 
 impl Dns {
     /// A server that listens nowhere yet; work will be done on `runtime`. `own` says which addresses lead back to
-    /// this agent, so that they are never asked.
+    /// this agent, so that they are never asked; `live` gives those that are asked before all others.
     pub fn new(
         settings: &DnsSettings,
         runtime: Handle,
         current: Current,
         own: Own,
+        live: Live,
         own_mark: u32,
     ) -> anyhow::Result<Self> {
         let zone = Zone::new(&settings.domain).context("dns.domain is no domain name")?;
         let listen = settings.listen.clone();
         let own: Own = Arc::new(move |addr| listen.contains(&addr) || own(addr));
-        let servers = Servers::new(settings.upstreams.clone(), probe::RESOLV_CONF.into(), own);
+        let servers = Servers::new(live, settings.upstreams.clone(), probe::RESOLV_CONF.into(), own);
         let resolver = Resolver {
             zone,
             current,

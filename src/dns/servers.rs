@@ -1,4 +1,5 @@
-//! The servers for foreign names: those that were given, else those of `/etc/resolv.conf`, the best ones first.
+//! The servers for foreign names: the cluster's own where that is wished, then those that were given, else those of
+//! `/etc/resolv.conf`; the best ones first.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -6,8 +7,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// How often the file is looked at.
+/// How often the file is looked at, and how old the list of live servers may be.
 const LOOK: Duration = Duration::from_secs(2);
+/// Most live servers asked for one question where there are others: each silent one takes its share of the time.
+const MOST_LIVE: usize = 2;
 /// Unanswered questions in a row until a server counts as down.
 const STRIKES: u32 = 2;
 /// How long a server that is down is not relied on; it is asked once in this time, if need be.
@@ -21,8 +24,12 @@ const SLOW: Duration = Duration::from_millis(250);
 /// Says which addresses must never be asked: they lead back here.
 pub type Own = Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>;
 
+/// Says who is to be asked first, as of now.
+pub type Live = Arc<dyn Fn() -> Vec<SocketAddr> + Send + Sync>;
+
 /// The servers.
 pub struct Servers {
+    live: Live,
     given: Vec<SocketAddr>,
     file: PathBuf,
     own: Own,
@@ -31,6 +38,7 @@ pub struct Servers {
 
 #[derive(Default)]
 struct State {
+    live: Vec<SocketAddr>,
     listed: Vec<SocketAddr>,
     looked: Option<Instant>,
     modified: Option<SystemTime>,
@@ -64,23 +72,32 @@ pub fn parse(text: &str) -> Vec<SocketAddr> {
 }
 
 impl Servers {
-    /// `given` servers, or those that `file` names where there are none, never those that are `own`.
-    pub fn new(given: Vec<SocketAddr>, file: PathBuf, own: Own) -> Self {
-        Self { given, file, own, state: Mutex::default() }
+    /// `given` servers, or those that `file` names where there are none, never those that are `own`; `live` ones
+    /// before them.
+    pub fn new(live: Live, given: Vec<SocketAddr>, file: PathBuf, own: Own) -> Self {
+        Self { live, given, file, own, state: Mutex::default() }
     }
 
-    /// At most `most` servers, the quickest first, those that are down last. None: all are down and were tried just
-    /// now, or there are none.
+    /// At most `most` servers, the live ones first and of both the quickest, those that are down last. None: all are
+    /// down and were tried just now, or there are none.
     pub fn in_order(&self, now: Instant, most: usize) -> Vec<SocketAddr> {
         let mut state = self.look(now);
-        let mut list: Vec<SocketAddr> =
-            state.listed.iter().copied().filter(|server| !(self.own)(*server)).collect();
         let health =
             |state: &State, server: &SocketAddr| state.health.get(server).copied().unwrap_or_default();
-        list.sort_by(|a, b| {
-            let (a, b) = (health(&state, a), health(&state, b));
-            b.is_up().cmp(&a.is_up()).then(a.time.total_cmp(&b.time))
-        });
+        let sorted = |list: &[SocketAddr]| {
+            let mut list: Vec<SocketAddr> =
+                list.iter().copied().filter(|server| !(self.own)(*server)).collect();
+            list.sort_by(|a, b| {
+                let (a, b) = (health(&state, a), health(&state, b));
+                b.is_up().cmp(&a.is_up()).then(a.time.total_cmp(&b.time))
+            });
+            list
+        };
+        let (mut list, listed) = (sorted(&state.live), sorted(&state.listed));
+        // Never so many of them that nobody else is asked in time when the cluster is away.
+        list.truncate(if listed.is_empty() { most } else { MOST_LIVE });
+        list.extend(listed.into_iter().filter(|server| !state.live.contains(server)));
+        list.sort_by_key(|server| !health(&state, server).is_up());
         list.truncate(most);
         let resting =
             |h: Health| !h.is_up() && h.tried.is_some_and(|at| now.saturating_duration_since(at) < DOWN);
@@ -99,7 +116,20 @@ impl Servers {
     pub fn any_up(&self, now: Instant) -> bool {
         let state = self.look(now);
         let up = |server: &SocketAddr| state.health.get(server).is_none_or(Health::is_up);
-        state.listed.iter().any(|server| !(self.own)(*server) && up(server))
+        state.live.iter().chain(&state.listed).any(|server| !(self.own)(*server) && up(server))
+    }
+
+    /// All servers, each with whether it answered its last questions, or was never asked.
+    pub fn all(&self, now: Instant) -> Vec<(SocketAddr, bool)> {
+        let state = self.look(now);
+        let mut all: Vec<SocketAddr> = Vec::new();
+        for server in state.live.iter().chain(&state.listed) {
+            if !all.contains(server) && !(self.own)(*server) {
+                all.push(*server);
+            }
+        }
+        let up = |server: &SocketAddr| state.health.get(server).is_none_or(Health::is_up);
+        all.into_iter().map(|server| (server, up(&server))).collect()
     }
 
     /// Watches one question. Dropped without an answer it counts as unanswered, if it had its time.
@@ -113,6 +143,11 @@ impl Servers {
             return state;
         }
         state.looked = Some(now);
+        let live = (self.live)();
+        if live != state.live {
+            state.live = live;
+            state.forget();
+        }
         if !self.given.is_empty() {
             state.listed.clone_from(&self.given);
             return state;
@@ -121,10 +156,17 @@ impl Servers {
         if modified.is_none() || modified != state.modified {
             state.modified = modified;
             state.listed = std::fs::read_to_string(&self.file).map(|text| parse(&text)).unwrap_or_default();
-            let listed = state.listed.clone();
-            state.health.retain(|server, _| listed.contains(server));
+            state.forget();
         }
         state
+    }
+}
+
+impl State {
+    /// Forgets what is known of servers that are none any more.
+    fn forget(&mut self) {
+        let Self { live, listed, health, .. } = self;
+        health.retain(|server, _| live.contains(server) || listed.contains(server));
     }
 }
 
@@ -182,12 +224,46 @@ mod tests {
         assert_eq!(parse(text), wanted);
     }
 
+    fn addr(n: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, n], 53))
+    }
+
+    fn servers(live: Live, given: &[SocketAddr]) -> Servers {
+        Servers::new(live, given.to_vec(), "/nonexistent".into(), Arc::new(|a| a == addr(9)))
+    }
+
+    #[test]
+    fn live_ones_come_first_while_they_answer() {
+        let live = Arc::new(Mutex::new(vec![addr(9), addr(1), addr(2), addr(3)]));
+        let told = Arc::clone(&live);
+        let servers = servers(Arc::new(move || told.lock().unwrap().clone()), &[addr(7), addr(2)]);
+        let start = Instant::now();
+        assert_eq!(servers.in_order(start, 4), [addr(1), addr(2), addr(7)]);
+        // The node's own server is quicker, and still comes after those of the cluster.
+        servers.watch(addr(7), start).answered(start);
+        assert_eq!(servers.in_order(start, 4), [addr(1), addr(2), addr(7)]);
+        for _ in 0..STRIKES {
+            servers.watch(addr(1), start).failed();
+        }
+        assert_eq!(servers.in_order(start, 4), [addr(2), addr(3), addr(7)]);
+        for n in [2, 3] {
+            for _ in 0..STRIKES {
+                servers.watch(addr(n), start).failed();
+            }
+        }
+        assert_eq!(servers.in_order(Instant::now() + LOOK, 4)[0], addr(7));
+        let up: Vec<_> = servers.all(start).into_iter().filter(|(_, up)| *up).collect();
+        assert_eq!(up, [(addr(7), true)]);
+        // The list is followed, and nothing of those that are gone is remembered.
+        *live.lock().unwrap() = vec![addr(4)];
+        assert_eq!(servers.in_order(start + LOOK * 4, 4)[..2], [addr(4), addr(7)]);
+        *live.lock().unwrap() = vec![addr(1)];
+        assert_eq!(servers.in_order(start + LOOK * 8, 4)[..2], [addr(1), addr(7)]);
+    }
+
     #[test]
     fn the_quick_come_first_the_dead_last_and_our_own_never() {
-        let addr = |n| SocketAddr::from(([192, 0, 2, n], 53));
-        let own = addr(9);
-        let servers =
-            Servers::new(vec![own, addr(1), addr(2)], "/nonexistent".into(), Arc::new(move |a| a == own));
+        let servers = servers(Arc::new(Vec::new), &[addr(9), addr(1), addr(2)]);
         let start = Instant::now();
         let before = |millis| start.checked_sub(Duration::from_millis(millis)).unwrap();
         assert_eq!(servers.in_order(start, 4), [addr(1), addr(2)]);

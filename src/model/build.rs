@@ -122,7 +122,8 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
         out.ports.push(built);
     }
     out.health_check = health_check(from, &out.ports);
-    if matches!(policy, Policy::Header(_)) && out.ports.iter().all(|p| p.policy != policy) {
+    if matches!(policy, Policy::Header(_) | Policy::Cookie(_)) && out.ports.iter().all(|p| p.policy != policy)
+    {
         out.warnings.push(format!(
             "Service {}: policy {policy} needs an HTTP port (appProtocol: http, or a port name that starts with http-)",
             from.id

@@ -32,6 +32,8 @@ pub struct Live {
     pub connections_total: u64,
     /// Failed dials since start.
     pub failures_total: u64,
+    /// HTTP requests since start.
+    pub requests_total: u64,
 }
 
 /// Asks the running agent about a backend of a service port; `None` where it knows nothing.
@@ -112,6 +114,7 @@ fn report(port: &PortId, backend: &Backend, live: LiveLookup<'_>) -> BackendRepo
         active_connections: count(|l| l.active_connections),
         connections_total: count(|l| l.connections_total),
         failures_total: count(|l| l.failures_total),
+        requests_total: count(|l| l.requests_total),
         eligible: None,
     }
 }

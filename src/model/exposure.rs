@@ -12,7 +12,7 @@ use super::external::{External, ExternalFrontend, ExternalKind, HealthCheck, Her
 use super::gather::protocol_name;
 use super::index::Dep;
 use super::local::Local;
-use super::types::{Protocol, ServicePort};
+use super::types::{Frontend, ServicePort};
 
 /// What counts as this node: `own` is its Node object.
 pub(super) fn here(local: &Local, own: Option<&Node>) -> Here {
@@ -129,9 +129,6 @@ fn left_alone(
         return Some("nobody can be reached there from outside".to_owned());
     }
     let protocol = protocol_name(protocol);
-    if protocol == Protocol::Udp {
-        return Some("UDP is served at ClusterIPs only".to_owned());
-    }
     out.deps.push(Dep::ClusterIp(ip).key());
     if world.claims.range((ip, 0)..=(ip, u32::MAX)).next().is_some() {
         return Some("the address is the ClusterIP of a Service".to_owned());
@@ -148,10 +145,9 @@ fn left_alone(
     {
         return Some(format!("pod {namespace}/{name} of this node has it as its hostPort"));
     }
-    let listens = |at: SocketAddr| world.local.listening.contains(&at);
-    let wildcards =
-        [IpAddr::from([0; 4]), IpAddr::from([0; 16])].map(|any| SocketAddr::new(any, addr.port()));
-    let taken = listens(addr) || wildcards.into_iter().any(listens);
+    let places = [ip, IpAddr::from([0; 4]), IpAddr::from([0; 16])];
+    let mut places = places.map(|ip| Frontend { ip, port: addr.port(), protocol }).into_iter();
+    let taken = places.any(|at| world.local.listening.contains(&at));
     taken.then(|| "a process of this node listens there".to_owned())
 }
 

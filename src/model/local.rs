@@ -1,12 +1,14 @@
 //! What the model must know about the node it stands on.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use ipnet::IpNet;
 
 use crate::config::{NodePortAddresses, PodNetwork};
+
+use super::types::Frontend;
 
 /// This node, as far as the choice of backends depends on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,8 +36,8 @@ pub struct Local {
     pub node_ports: Option<NodePortAddresses>,
     /// Serve `externalIPs`.
     pub external_ips: bool,
-    /// Where processes of this host listen over TCP, as far as it touches [`Store::exposed_ports`](super::Store).
-    pub listening: BTreeSet<SocketAddr>,
+    /// Where processes of this host listen, as far as it touches [`Store::exposed_ports`](super::Store).
+    pub listening: BTreeSet<Frontend>,
 }
 
 impl Local {

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::source::slim::{self, DestinationRule};
 
-use super::types::{Mode, OutlierDetection, Policy, Protocol};
+use super::types::{CookieRule, Mode, OutlierDetection, Policy, Protocol};
 
 impl From<slim::Protocol> for Protocol {
     fn from(protocol: slim::Protocol) -> Self {
@@ -17,8 +17,11 @@ impl From<slim::Protocol> for Protocol {
     }
 }
 
-/// `appProtocol` decides, else the port's name up to its first dash. Only plain HTTP/1 is [`Mode::Http`]: HTTP/2,
-/// gRPC, TLS and WebSocket must pass byte by byte.
+/// What stands for HTTP in an `appProtocol` and in the name of a port.
+const HTTP_PROTOCOLS: [&str; 7] =
+    ["http", "http2", "h2c", "grpc", "ws", "kubernetes.io/h2c", "kubernetes.io/ws"];
+
+/// `appProtocol` decides, else the port's name up to its first dash. What is encrypted passes byte by byte.
 pub(super) fn mode(port: &slim::ServicePort) -> Mode {
     if port.protocol == slim::Protocol::Udp {
         return Mode::Udp;
@@ -27,7 +30,8 @@ pub(super) fn mode(port: &slim::ServicePort) -> Mode {
         Some(protocol) => protocol,
         None => port.name.split('-').next().unwrap_or(""),
     };
-    if word.eq_ignore_ascii_case("http") { Mode::Http } else { Mode::Tcp }
+    let http = HTTP_PROTOCOLS.iter().any(|known| word.eq_ignore_ascii_case(known));
+    if http { Mode::Http } else { Mode::Tcp }
 }
 
 /// Reads the annotation `edgesplice.io/load-balancing`.
@@ -75,12 +79,23 @@ pub(super) fn policy(
         }
         warnings.push(format!("{what}: {header:?} is not the name of an HTTP header; passed over"));
     }
+    if let Some(cookie) = &rule.hash_cookie {
+        let path_fits = !cookie.path.bytes().any(|b| b == b';' || b.is_ascii_control());
+        if let Some(name) = header_name(&cookie.name).filter(|_| path_fits) {
+            let (name, path) = ((*name).into(), cookie.path.clone());
+            return Policy::Cookie(Arc::new(CookieRule { name, path, ttl: cookie.ttl }));
+        }
+        warnings.push(format!(
+            "{what}: {:?} is not the name of a cookie, or its path is none; passed over",
+            cookie.name
+        ));
+    }
     if rule.hash_source_ip {
         return Policy::SourceIp;
     }
     if rule.hash_unsupported {
         warnings.push(format!(
-            "{what}: consistentHash knows httpHeaderName and useSourceIp only; the default policy is used"
+            "{what}: consistentHash knows httpHeaderName, httpCookie and useSourceIp only; the default policy is used"
         ));
     }
     match rule.simple.as_deref() {
@@ -95,10 +110,10 @@ pub(super) fn policy(
     }
 }
 
-/// The policy as it applies to a port of `mode`: a header can be read on HTTP ports only.
+/// The policy as it applies to a port of `mode`: a header or a cookie can be read on HTTP ports only.
 pub(super) fn policy_for(policy: &Policy, mode: Mode) -> Policy {
     match policy {
-        Policy::Header(_) if mode != Mode::Http => Policy::default(),
+        Policy::Header(_) | Policy::Cookie(_) if mode != Mode::Http => Policy::default(),
         other => other.clone(),
     }
 }
@@ -183,17 +198,18 @@ mod tests {
             ("http-0", None, Mode::Http),
             ("http", None, Mode::Http),
             ("HTTP-web", None, Mode::Http),
-            ("http2-0", None, Mode::Tcp),
+            ("http2-0", None, Mode::Http),
             ("https", None, Mode::Tcp),
-            ("grpc-api", None, Mode::Tcp),
+            ("grpc-api", None, Mode::Http),
             ("tcp-0", None, Mode::Tcp),
             ("rest-0", None, Mode::Tcp),
             ("", None, Mode::Tcp),
             ("web", Some("http"), Mode::Http),
             ("web", Some("HTTP"), Mode::Http),
             ("http-0", Some("tcp"), Mode::Tcp),
-            ("http-0", Some("kubernetes.io/h2c"), Mode::Tcp),
-            ("http-0", Some("kubernetes.io/ws"), Mode::Tcp),
+            ("tcp-0", Some("kubernetes.io/h2c"), Mode::Http),
+            ("http-0", Some("kubernetes.io/wss"), Mode::Tcp),
+            ("x", Some("kubernetes.io/ws"), Mode::Http),
         ];
         for (name, app, want) in cases {
             let mut port = slim::ServicePort {

@@ -170,6 +170,19 @@ pub enum Policy {
     SourceIp,
     /// By the value of an HTTP request header.
     Header(Arc<str>),
+    /// By the value of a cookie.
+    Cookie(Arc<CookieRule>),
+}
+
+/// A cookie by which clients come back to the same backend.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct CookieRule {
+    /// Its name.
+    pub name: Box<str>,
+    /// The path that it is set for; may be empty.
+    pub path: Box<str>,
+    /// Its lifetime, with which clients that have none get one; zero: as long as their session.
+    pub ttl: Option<Duration>,
 }
 
 impl fmt::Display for Policy {
@@ -180,6 +193,7 @@ impl fmt::Display for Policy {
             Self::Random => f.write_str("random"),
             Self::SourceIp => f.write_str("source-ip"),
             Self::Header(name) => write!(f, "header:{name}"),
+            Self::Cookie(rule) => write!(f, "cookie:{}", rule.name),
         }
     }
 }

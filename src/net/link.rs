@@ -7,7 +7,7 @@ use std::io;
 use std::net::IpAddr;
 
 use futures_util::TryStreamExt;
-use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol};
+use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol, AddressScope};
 use rtnetlink::packet_route::link::LinkAttribute;
 use rtnetlink::{Handle, LinkDummy, LinkUnspec};
 
@@ -61,6 +61,12 @@ pub async fn bring(ip: IpAddr) -> io::Result<()> {
     };
     let prefix = if ip.is_ipv4() { 32 } else { 128 };
     let mut request = link.handle.address().add(index, ip, prefix);
+    if ip.is_ipv4() {
+        // So that it is nobody's source address on the way to somewhere else. `lo` is the device of routes of ours, and
+        // its addresses are taken before those of other links.
+        request.message_mut().header.scope =
+            if index == LOOPBACK_INDEX { AddressScope::Host } else { AddressScope::Link };
+    }
     let attributes = &mut request.message_mut().attributes;
     attributes.extend(label.map(AddressAttribute::Label));
     attributes.push(AddressAttribute::Protocol(PROTOCOL));

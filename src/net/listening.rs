@@ -1,6 +1,7 @@
 //! Who listens in this network namespace, as the kernel's socket lists tell it.
 
-use std::fs;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Lines};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// A socket that takes connections or datagrams.
@@ -24,47 +25,101 @@ impl Listening {
     }
 }
 
-/// The sockets of the calling thread's network namespace; `/proc/net` would be the first thread's.
+/// State `LISTEN` in `/proc/net/tcp` (`TCP_LISTEN` in `include/net/tcp_states.h`).
+const LISTEN: &str = "0A";
+/// State `TCP_CLOSE`, which in `/proc/net/udp` is that of every socket without a peer.
+const NO_PEER: &str = "07";
+
+/// The sockets of the calling thread's network namespace, as far as they can be read.
 pub fn listening() -> Vec<Listening> {
+    [tcp(), udp()].into_iter().flat_map(Result::unwrap_or_default).collect()
+}
+
+/// The TCP listeners.
+pub fn tcp() -> io::Result<Vec<Listening>> {
     let mut found = Vec::new();
-    for (file, udp) in [("tcp", false), ("tcp6", false), ("udp", true), ("udp6", true)] {
-        let text = fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap_or_default();
-        found.extend(text.lines().skip(1).filter_map(|line| parse(line, udp)));
-    }
-    found
+    each_listener(|_, listener| found.push(listener))?;
+    Ok(found)
 }
 
 /// Connections that wait to be accepted by the listeners on TCP port `port`, in the calling thread's network namespace.
 pub fn waiting(port: u16) -> u64 {
-    let texts = ["tcp", "tcp6"].map(|file| fs::read_to_string(format!("/proc/thread-self/net/{file}")));
-    texts.iter().flatten().flat_map(|text| text.lines().skip(1)).filter_map(|line| queue(line, port)).sum()
+    let mut sum = 0;
+    let read = each_listener(|line, listener| {
+        if listener.address.port() == port {
+            sum += queue(line).unwrap_or_default();
+        }
+    });
+    if read.is_ok() { sum } else { 0 }
 }
 
-/// The queue of a listener on `port`: for one, the kernel prints it in the place of received bytes.
-fn queue(line: &str, port: u16) -> Option<u64> {
-    let listener = parse(line, false).filter(|listener| listener.address.port() == port);
-    let queues = line.split_ascii_whitespace().nth(4).filter(|_| listener.is_some())?;
-    u64::from_str_radix(queues.split_once(':')?.1, 16).ok()
+/// The queue of a listener: for one, the kernel prints it in the place of received bytes.
+fn queue(line: &str) -> Option<u64> {
+    let (_, waiting) = line.split_ascii_whitespace().nth(4)?.split_once(':')?;
+    u64::from_str_radix(waiting, 16).ok()
 }
 
-/// One line of `/proc/net/tcp` or `/proc/net/udp`.
-fn parse(line: &str, udp: bool) -> Option<Listening> {
-    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let (local, state, inode) = (fields.get(1)?, fields.get(3)?, fields.get(9)?);
-    // 0A is TCP_LISTEN; 07, TCP_CLOSE, is every UDP socket without a peer.
-    if *state != if udp { "07" } else { "0A" } {
-        return None;
+/// Hands on each TCP listener with its line. The kernel lists them before all other sockets, of which a node may have very
+/// many: those are not read.
+fn each_listener(mut each: impl FnMut(&str, Listening)) -> io::Result<()> {
+    for lines in tables(["tcp", "tcp6"]) {
+        for line in lines?.skip(1) {
+            let line = line?;
+            if state(&line) != Some(LISTEN) {
+                break;
+            }
+            if let Some(listener) = parse(&line, false) {
+                each(&line, listener);
+            }
+        }
     }
+    Ok(())
+}
+
+/// The UDP sockets without a peer.
+pub fn udp() -> io::Result<Vec<Listening>> {
+    let mut found = Vec::new();
+    for lines in tables(["udp", "udp6"]) {
+        for line in lines?.skip(1) {
+            let line = line?;
+            found.extend(parse(&line, true).filter(|_| state(&line) == Some(NO_PEER)));
+        }
+    }
+    Ok(found)
+}
+
+/// The lines of the kernel's lists; `/proc/net` would be the first thread's.
+fn tables(names: [&'static str; 2]) -> impl Iterator<Item = io::Result<Lines<BufReader<File>>>> {
+    let open = |name| match File::open(format!("/proc/thread-self/net/{name}")) {
+        // A kernel without IPv6 has no list for it.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        opened => Some(opened.map(|file| BufReader::new(file).lines())),
+    };
+    names.into_iter().filter_map(open)
+}
+
+fn state(line: &str) -> Option<&str> {
+    line.split_ascii_whitespace().nth(3)
+}
+
+/// One line, whatever its state.
+fn parse(line: &str, udp: bool) -> Option<Listening> {
+    let mut fields = line.split_ascii_whitespace().skip(1);
+    let (local, inode) = (fields.next()?, fields.nth(7)?);
     let (address, port) = local.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     // The kernel prints each 32-bit word of the address in the machine's byte order.
-    let mut bytes = Vec::with_capacity(16);
-    for at in (0..address.len()).step_by(8) {
-        bytes.extend(u32::from_str_radix(address.get(at..at + 8)?, 16).ok()?.to_ne_bytes());
-    }
-    let ip: IpAddr = match bytes.len() {
-        4 => <[u8; 4]>::try_from(bytes).ok().map(Ipv4Addr::from)?.into(),
-        16 => <[u8; 16]>::try_from(bytes).ok().map(Ipv6Addr::from)?.to_canonical(),
+    let word =
+        |at: usize| u32::from_str_radix(address.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let ip = match address.len() {
+        8 => IpAddr::from(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let mut octets = [0; 16];
+            for (at, to) in octets.chunks_exact_mut(4).enumerate() {
+                to.copy_from_slice(&word(at)?);
+            }
+            IpAddr::from(Ipv6Addr::from(octets)).to_canonical()
+        }
         _ => return None,
     };
     Some(Listening { udp, address: SocketAddr::new(ip, port), inode: inode.parse().ok()? })
@@ -90,11 +145,28 @@ mod tests {
         let line =
             "   1: 1060FEA9:9C41 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 17 1";
         let wanted = Listening { udp: false, address: "169.254.96.16:40001".parse().unwrap(), inode: 17 };
-        assert_eq!(parse(line, false), Some(wanted));
-        assert_eq!(parse(&line.replace(" 0A ", " 01 "), false), None);
+        assert_eq!((parse(line, false), state(line)), (Some(wanted), Some(LISTEN)));
+        assert_eq!(parse("junk", false), None);
         let line = "  1: 0000000000000000FFFF00001060FEA9:0035 00000000000000000000000000000000:0000 07 0:0 0:0 0 0 0 18";
         let wanted = Listening { udp: true, address: "169.254.96.16:53".parse().unwrap(), inode: 18 };
-        assert_eq!(parse(line, true), Some(wanted));
+        assert_eq!((parse(line, true), state(line)), (Some(wanted), Some(NO_PEER)));
+    }
+
+    #[test]
+    fn finds_what_listens_in_either_family_and_no_connections() {
+        use std::net::{TcpListener, TcpStream, UdpSocket};
+        for at in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(at).unwrap();
+            let address = listener.local_addr().unwrap();
+            let stream = TcpStream::connect(address).unwrap();
+            let there = |udp, address| listening().iter().any(|one| one.udp == udp && one.address == address);
+            assert!(there(false, address) && !there(false, stream.local_addr().unwrap()));
+            let socket = UdpSocket::bind(at).unwrap();
+            let address = socket.local_addr().unwrap();
+            assert!(there(true, address));
+            socket.connect(address).unwrap();
+            assert!(!there(true, address), "it has a peer");
+        }
     }
 
     #[test]

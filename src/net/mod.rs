@@ -3,9 +3,9 @@
 //!
 //! Plain std and tokio types go in and out. Nothing here knows services, snapshots or settings.
 
+pub mod datagram;
 pub mod diag;
 pub mod link;
-pub mod listeners;
 pub mod listening;
 pub mod queue;
 pub mod sock;

@@ -266,12 +266,22 @@ pub fn raise_nofile() -> io::Result<(u64, u64)> {
     if soft < hard {
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
     }
-    Ok((soft, hard.max(soft)))
+    Ok((wide(soft), wide(hard.max(soft))))
 }
 
 /// The limit of open descriptors in force.
 pub fn nofile() -> io::Result<u64> {
-    Ok(getrlimit(Resource::RLIMIT_NOFILE)?.0)
+    Ok(wide(getrlimit(Resource::RLIMIT_NOFILE)?.0))
+}
+
+/// The limit to which this process may raise that of open descriptors.
+pub fn hard_nofile() -> io::Result<u64> {
+    Ok(wide(getrlimit(Resource::RLIMIT_NOFILE)?.1))
+}
+
+/// A limit in the width that we count in: 32-bit systems have it in 32 bits.
+fn wide(limit: impl Into<u64>) -> u64 {
+    limit.into()
 }
 
 /// The address a socket is bound to, unmapped.

@@ -113,6 +113,9 @@ pub struct HoldReport {
 pub struct DnsReport {
     /// Where DNS is answered: own addresses, then those of the cluster.
     pub addresses: Vec<String>,
+    /// The servers for other names; those of the cluster first, where they are asked first.
+    #[serde(default)]
+    pub upstreams: Vec<UpstreamReport>,
     /// Queries for the cluster's names.
     pub cluster_queries_total: u64,
     /// Queries for other names.
@@ -127,6 +130,16 @@ pub struct DnsReport {
     pub cached_answers_total: u64,
     /// Answers about other names given out beyond their time because nobody could be asked.
     pub stale_answers_total: u64,
+}
+
+/// A server for names that are not the cluster's.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct UpstreamReport {
+    /// Its address.
+    pub address: String,
+    /// Whether it answered the last questions, or was never asked.
+    pub up: bool,
 }
 
 /// The rules on this node.
@@ -180,6 +193,9 @@ pub struct ServiceReport {
     pub bytes_in_total: u64,
     /// Bytes from backends to clients.
     pub bytes_out_total: u64,
+    /// What its HTTP requests came to; absent where there were none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub http: Option<HttpReport>,
     /// Connections that were reset because no backend could be used.
     #[serde(default)]
     pub refused_total: u64,
@@ -188,6 +204,26 @@ pub struct ServiceReport {
     pub out_of_ports_total: u64,
     /// Every endpoint known, usable or not.
     pub backends: Vec<BackendReport>,
+}
+
+/// What the HTTP requests of a service port came to.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpReport {
+    /// Requests that were answered, each class of status: 1xx to 5xx.
+    pub requests_by_class: [u64; 5],
+    /// Requests whose client went away before there was an answer.
+    pub unanswered_total: u64,
+    /// Requests sent again after a byte of them had been sent.
+    pub retries_total: u64,
+    /// Connections that spoke something else than HTTP and were relayed.
+    pub not_http_total: u64,
+    /// Upper bounds of the latency buckets, in seconds.
+    pub latency_bounds: Vec<f64>,
+    /// Requests by the time to their answer's head; one more than there are bounds.
+    pub latency_counts: Vec<u64>,
+    /// Sum of those times, in seconds.
+    pub latency_sum: f64,
 }
 
 /// A service's port.
@@ -229,6 +265,9 @@ pub struct BackendReport {
     pub connections_total: u64,
     /// Failed dials since start.
     pub failures_total: u64,
+    /// HTTP requests since start.
+    #[serde(default)]
+    pub requests_total: u64,
     /// Whether it may be picked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eligible: Option<bool>,
@@ -342,6 +381,7 @@ pub(crate) mod tests {
             active_connections: 1,
             connections_total: 20,
             failures_total: 3,
+            requests_total: 0,
             eligible: None,
         };
         Status {
@@ -400,6 +440,15 @@ pub(crate) mod tests {
                 connections_total: 40,
                 bytes_in_total: 1536,
                 bytes_out_total: 1 << 20,
+                http: Some(HttpReport {
+                    requests_by_class: [0, 30, 0, 2, 1],
+                    unanswered_total: 1,
+                    retries_total: 2,
+                    not_http_total: 1,
+                    latency_bounds: vec![0.001, 0.1],
+                    latency_counts: vec![20, 12, 1],
+                    latency_sum: 3.5,
+                }),
                 refused_total: 4,
                 out_of_ports_total: 0,
                 backends: vec![

@@ -1,5 +1,6 @@
 //! Logs, metrics and the admin endpoint. A leaf: anyone may use it, it uses nothing of ours.
 
+pub mod access;
 /// The admin endpoint.
 pub mod admin;
 pub mod api;

@@ -19,6 +19,7 @@ use crate::net::sock;
 
 use super::Shared;
 use super::conn::{self, Ticket};
+use super::http::Pool;
 use super::knock;
 
 /// First pause after a failed accept; it doubles up to `FIRST_PAUSE << LAST_STEP`.
@@ -42,6 +43,8 @@ const WARN_EVERY: Duration = Duration::from_secs(10);
 pub(super) struct Part {
     /// Connections that it serves.
     pub(super) active: AtomicU64,
+    /// Connections to backends that wait for requests.
+    pub(super) http: Pool,
     inbox: UnboundedSender<Accepted>,
 }
 
@@ -60,7 +63,7 @@ impl Part {
     /// A part that nobody serves yet, and what is handed to it.
     pub(super) fn new() -> (Self, Inbox) {
         let (inbox, receiver) = unbounded_channel();
-        (Self { active: AtomicU64::new(0), inbox }, receiver)
+        (Self { active: AtomicU64::new(0), http: Pool::default(), inbox }, receiver)
     }
 }
 

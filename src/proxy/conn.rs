@@ -18,6 +18,7 @@ use crate::net::sock;
 
 use super::dial::{self, ClientDialer, DialError, Request, TcpDialer};
 use super::greeting;
+use super::http::{self, Outcome};
 use super::relay::Relay;
 use super::{Handler, Shared};
 
@@ -147,6 +148,16 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         return refuse(&client, peer, shared, &Refusal::Full);
     }
 
+    let mut client = client;
+    let mut ahead = Vec::new();
+    if shared.http.serves(&upstream) {
+        // Boxed: requests need more room than a relay.
+        match Box::pin(requests(client, (peer, dst), &ticket, &upstreams, &upstream)).await {
+            Some(same) => (client, ahead) = same,
+            None => return,
+        }
+    }
+
     let waiting = shared.hold.as_ref().and_then(|hold| hold.take(sock::unmapped(peer), dst, ticket.place()));
     let dialled = match waiting {
         Some(waiting) => Ok(waiting),
@@ -172,7 +183,37 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
         let _ = backend.try_write(&header);
     }
 
-    let mut relay = Relay::new(client, backend, Arc::clone(&upstream.counters));
+    let mut relay = Relay::new(client, backend, Arc::clone(&upstream.counters)).with_ahead(&ahead, &[]);
+    drop(ahead);
+    relay_to_end(&mut relay, shared, peer, &upstream).await;
+}
+
+/// Serves a client of an HTTP port. Gives back one that turned out to be none, and what was read of it.
+async fn requests(
+    client: TcpStream,
+    (peer, dst): (SocketAddr, SocketAddr),
+    ticket: &Ticket,
+    upstreams: &Arc<Upstreams>,
+    upstream: &Arc<Upstream>,
+) -> Option<(TcpStream, Vec<u8>)> {
+    let shared = &ticket.shared;
+    let ends = (sock::unmapped(peer), dst);
+    let outcome = tokio::select! {
+        outcome = http::serve(client, ends, ticket.place, shared, upstreams, upstream) => outcome,
+        () = shared.until_killed() => return None,
+    };
+    match outcome {
+        Outcome::Done => None,
+        Outcome::NotHttp(client, ahead) => Some((client, ahead)),
+        Outcome::Upgraded(mut relay, _counted) => {
+            relay_to_end(&mut relay, shared, peer, upstream).await;
+            None
+        }
+    }
+}
+
+/// Moves bytes until the connection has ended, or must.
+async fn relay_to_end(relay: &mut Relay, shared: &Shared, peer: SocketAddr, upstream: &Upstream) {
     let mut kill = pin!(shared.kill.notified());
     let mut watching = false;
     let end = poll_fn(|cx| {
@@ -232,7 +273,9 @@ async fn connect(
         upstreams,
         upstream,
         pool: upstream.pool_via(via, dst.ip()),
-        client: peer.ip().to_canonical(),
+        client: peer.ip().to_canonical().into(),
+        picked: None,
+        avoid: &[],
         limits: shared.limits,
         guard: &*shared.guard,
     };
@@ -246,7 +289,7 @@ async fn connect(
     // Most clients have sent their request by now.
     let speaks_first = upstream.port.proxy_protocol || sock::has_bytes(client);
     let dialer = TcpDialer { speaks_first, ..shared.dialer };
-    let (client, comes_home) = (request.client, &shared.comes_home);
+    let (client, comes_home) = (request.client.ip, &shared.comes_home);
     dial::dial(&ClientDialer { dialer, upstream, client, comes_home }, request, gone).await
 }
 

@@ -14,7 +14,7 @@ use thiserror::Error;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until};
 
-use crate::balance::{DialEnd, Lease, Pool, Upstream, Upstreams};
+use crate::balance::{Caller, DialEnd, Lease, Pool, Upstream, Upstreams};
 use crate::net::sock;
 
 /// How a backend is connected; tests put something else in its place.
@@ -108,7 +108,11 @@ pub struct Request<'a> {
     /// Its backends of the frontend's family.
     pub pool: &'a Pool,
     /// The client, for policies and affinity that look at it.
-    pub client: IpAddr,
+    pub client: Caller,
+    /// The backend that was picked for it already, if one was.
+    pub picked: Option<usize>,
+    /// Backends that it is not to be connected to.
+    pub avoid: &'a [usize],
     /// How long dials may take.
     pub limits: DialLimits,
     /// Says which addresses must not be dialled.
@@ -135,13 +139,14 @@ pub async fn dial<D: Dialer>(
     request: Request<'_>,
     client_gone: impl Future<Output = ()>,
 ) -> Result<(D::Stream, Lease), DialError> {
+    let mut request = request;
     let Request { upstreams, upstream, limits, .. } = request;
     let tallies = upstreams.tallies();
     let timeout = upstream.port.connect_timeout.unwrap_or(limits.connect_timeout);
     let begun = Instant::now();
     let end = begun + limits.budget;
     let mut next_start = begun;
-    let mut tried = Vec::new();
+    let mut tried = request.avoid.to_vec();
     let mut attempts = Vec::with_capacity(1);
     let mut last = DialError::NoBackend;
     let (mut exhausted, mut slow) = (false, false);
@@ -258,9 +263,13 @@ fn note_lack_of_ports(lease: &Lease, upstream: &Upstream) {
 
 impl Request<'_> {
     /// The next backend that was not tried, counted in. Those that must not be dialled count as tried.
-    fn next(&self, tried: &mut Vec<usize>) -> Option<Lease> {
+    fn next(&mut self, tried: &mut Vec<usize>) -> Option<Lease> {
         loop {
-            let index = self.upstream.pick(self.pool, self.client, tried, self.upstreams.now())?;
+            let picked = self.picked.take();
+            let index = match picked {
+                Some(index) => index,
+                None => self.upstream.pick(self.pool, self.client, tried, self.upstreams.now())?,
+            };
             tried.push(index);
             let endpoint = &self.pool.endpoints()[index];
             if !(self.guard)(endpoint.addr) {

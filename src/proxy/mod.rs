@@ -2,14 +2,15 @@
 //!
 //! A connection's way: `accept` takes it, `conn` reads where it wanted to go, finds the service port and has [`dial`]
 //! connect a backend before a byte is read from the client, [`relay`] moves the bytes until both sides have
-//! ended. Datagrams have a way of their own, [`udp`]. What does not belong here: which backends exist (`model`),
-//! which of them is picked (`balance`), and how packets get here (`rules`).
+//! ended. On HTTP ports `http` answers requests instead. Datagrams have a way of their own, [`udp`]. What does not
+//! belong here: which backends exist (`model`), which of them is picked (`balance`), and how packets get here (`rules`).
 
 mod accept;
 mod conn;
 pub mod dial;
 mod greeting;
 pub mod hold;
+mod http;
 mod knock;
 pub mod probe;
 pub mod relay;
@@ -31,7 +32,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
 use crate::balance::Upstreams;
-use crate::config::ProxySettings;
+use crate::config::{ProxySettings, keys};
 use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::meter::Tally;
@@ -112,6 +113,10 @@ struct Shared {
     comes_home: ComesHome,
     dialer: TcpDialer,
     pipes: PipePool,
+    http: http::Http,
+    stopping: AtomicBool,
+    /// Told when no new work is taken.
+    stop: Notify,
     killed: AtomicBool,
     kill: Notify,
     /// Told when a connection has ended.
@@ -196,6 +201,11 @@ impl Proxy {
                 comes_home: Arc::new(|_, _| false),
                 dialer: TcpDialer { mark: own_mark, speaks_first: false },
                 pipes: PipePool::new(usize::try_from(max_pipes).unwrap_or(usize::MAX)),
+                http: http::Http::new(&settings.http).with_context(|| {
+                    format!("cannot open the access log; give another {}", keys::ACCESS_LOG)
+                })?,
+                stopping: AtomicBool::new(false),
+                stop: Notify::new(),
                 killed: AtomicBool::new(false),
                 kill: Notify::new(),
                 ended: Notify::new(),
@@ -316,7 +326,10 @@ impl Shard {
         }
         let acceptor = accept::Acceptor::new(listener, inbox, place, Arc::clone(&shared), upstreams)?;
         drain.spawn("accept", acceptor.run(drain.clone()));
-        drain.stop().cancelled().await;
+        let pool = &shared.parts[place].http;
+        let _ = drain.stop().run_until_cancelled(pool.keep_swept()).await;
+        shared.stopping.store(true, Release);
+        shared.stop.notify_waiters();
         tokio::select! {
             () = drain.kill().cancelled() => {
                 shared.killed.store(true, Release);
@@ -326,6 +339,8 @@ impl Shard {
             }
             () = shared.idle() => {}
         }
+        // While the runtime that their sockets belong to still runs.
+        pool.clear();
         Ok(())
     }
 }

@@ -50,6 +50,14 @@ impl Family {
             Self::V6 => "ipv6",
         }
     }
+
+    /// `ip` or `ip6`, as `nft` has it.
+    pub fn nft(self) -> &'static str {
+        match self {
+            Self::V4 => "ip",
+            Self::V6 => "ip6",
+        }
+    }
 }
 
 /// A system tool could not do what was asked.

@@ -14,6 +14,8 @@ pub struct Dump {
     pub unreadable: Vec<String>,
     /// Tables that are printed without some native base chains.
     pub partial: Vec<String>,
+    /// Table and chain where a native rule hides our jump: it works, and cannot be seen or removed.
+    pub hidden: Vec<(String, String)>,
 }
 
 /// One table.
@@ -157,6 +159,14 @@ impl Rule {
             words.push(word);
         }
         words
+    }
+
+    /// The value of an option that is not negated.
+    pub fn value(&self, option: &str) -> Option<String> {
+        let words = self.words();
+        let at = words.iter().position(|word| word == option)?;
+        let negated = at.checked_sub(1).is_some_and(|before| words[before] == "!");
+        if negated { None } else { words.get(at + 1).cloned() }
     }
 
     /// The target of `-j` or `-g`.

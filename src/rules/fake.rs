@@ -4,11 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use ipnet::IpNet;
-
 use super::apply::{Backend, Family, Firewall, ToolError};
 use super::machine::Machine;
-use super::routes::{Entry, RouteError};
+use super::routes::{Entry, Foreign, RouteError, Standing};
 use crate::model::Frontend;
 
 /// Chains in the order of their creation, each with its rules.
@@ -22,6 +20,7 @@ pub(super) struct State {
     tables: BTreeMap<(Backend, Family, String), Chains>,
     sets: BTreeMap<String, Set>,
     entries: BTreeSet<Entry>,
+    foreign: Vec<Foreign>,
     /// Raised by every change of the rules.
     generation: u32,
     /// What the next restores answer, one after another; empty: they work.
@@ -37,7 +36,7 @@ pub(crate) struct Fake {
     pub(crate) has_ipset: bool,
     pub(crate) has_ipv6: bool,
     pub(crate) permitted: bool,
-    pub(crate) foreign: BTreeSet<IpNet>,
+    pub(crate) has_policy_routing: bool,
     /// Back ends whose programs are installed.
     pub(crate) backends: Vec<Backend>,
 }
@@ -49,7 +48,7 @@ impl Default for Fake {
             has_ipset: true,
             has_ipv6: true,
             permitted: true,
-            foreign: BTreeSet::new(),
+            has_policy_routing: true,
             backends: Backend::ALL.to_vec(),
         }
     }
@@ -97,6 +96,12 @@ impl Fake {
             ["ipset", "flush", name] => state.sets.get_mut(name).expect("the set").1.clear(),
             ["ipset", "lose", name] => drop(state.sets.remove(name)),
             ["route", "flush"] => state.entries.clear(),
+            ["route", "add", net] => {
+                let destination = net.parse().expect("a network");
+                // Linux' number of the table `main`.
+                state.foreign.push(Foreign { destination, table: 254, discards: None });
+            }
+            ["route", "gone"] => state.foreign.clear(),
             ["rules", "flush"] => {
                 state.tables.clear();
                 state.generation += 1;
@@ -262,22 +267,23 @@ impl Machine for Fake {
         Ok(self.has_ipset.then_some(text))
     }
 
-    async fn own_entries(&self) -> Result<BTreeSet<Entry>, RouteError> {
-        Ok(self.state().entries.clone())
+    async fn standing(&self) -> Result<Standing, RouteError> {
+        let state = self.state();
+        Ok(Standing { own: state.entries.clone(), foreign: state.foreign.clone() })
     }
 
-    async fn foreign_destinations(&self) -> Result<BTreeSet<IpNet>, RouteError> {
-        Ok(self.foreign.clone())
+    async fn add_entries(&self, entries: &[Entry]) -> Result<Vec<Result<(), RouteError>>, RouteError> {
+        self.state().entries.extend(entries);
+        Ok(entries.iter().map(|_| Ok(())).collect())
     }
 
-    async fn add_entry(&self, entry: Entry) -> Result<(), RouteError> {
-        self.state().entries.insert(entry);
+    async fn remove_entries(&self, entries: &[Entry]) -> Result<(), RouteError> {
+        self.state().entries.retain(|entry| !entries.contains(entry));
         Ok(())
     }
 
-    async fn remove_entry(&self, entry: Entry) -> Result<(), RouteError> {
-        self.state().entries.remove(&entry);
-        Ok(())
+    async fn has_policy_routing(&self, _: &[Family]) -> bool {
+        self.has_policy_routing
     }
 
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {

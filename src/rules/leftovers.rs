@@ -41,7 +41,7 @@ pub async fn leftovers<M: Machine>(machine: &M) -> Result<Vec<String>, RulesErro
     if let Some(text) = machine.ipset_list().await? {
         found.extend(ipset::heads(&text).keys().map(|name| format!("ip set {name}")));
     }
-    found.extend(machine.own_entries().await?.iter().map(ToString::to_string));
+    found.extend(machine.standing().await?.own.iter().map(ToString::to_string));
     found.extend(machine.own_addresses().await?);
     Ok(found)
 }
@@ -70,13 +70,13 @@ pub(super) async fn remove_all<M: Machine>(
     first.and(remove_sets(machine, |_| true).await)
 }
 
-/// Removes own routes and policy rules. Backwards: the policy rule before its table. Goes on after a fault.
-async fn remove_entries<M: Machine>(machine: &M, which: impl Fn(&Entry) -> bool) -> Result<(), RulesError> {
-    let mut first = Ok(());
-    for entry in machine.own_entries().await?.into_iter().rev().filter(which) {
-        first = first.and(machine.remove_entry(entry).await.map_err(RulesError::from));
-    }
-    first
+/// Removes own routes and policy rules. Backwards: a policy rule before its table. Goes on after a fault.
+pub(super) async fn remove_entries<M: Machine>(
+    machine: &M,
+    which: impl Fn(&Entry) -> bool,
+) -> Result<(), RulesError> {
+    let entries: Vec<Entry> = machine.standing().await?.own.into_iter().rev().filter(which).collect();
+    if entries.is_empty() { Ok(()) } else { Ok(machine.remove_entries(&entries).await?) }
 }
 
 /// Removes own chains and jumps of one back end and family in one go, and then the tables that exist only because of
@@ -99,9 +99,13 @@ pub(super) async fn remove_rules<M: Machine>(
     }
     let Some(script) = render::removal(&dump) else { return Ok(false) };
     if let Err(error) = machine.restore(backend, family, &script).await {
-        if !dump.unreadable.is_empty() {
-            // A jump behind the native rule cannot be deleted. It does no harm once it leads to an empty chain.
-            let _ = machine.restore(backend, family, &render::emptying(&dump)).await;
+        // A jump behind the native rule cannot be deleted. It does no harm once it leads to an empty chain.
+        if let Some(table) = dump.unreadable.first()
+            && !error.is_busy()
+            && machine.restore(backend, family, &render::emptying(&dump)).await.is_ok()
+        {
+            let table = dump.hidden.first().map_or(table, |(table, _)| table).clone();
+            return Err(RulesError::Hidden { family, table, source: Box::new(error) });
         }
         return Err(error.into());
     }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::net::IpAddr;
 
-use ipnet::IpNet;
+use nix::errno::Errno;
 
 use super::apply::{Backend, Family, Firewall, HostTools, ToolError, run_tool};
 use super::legacy::conntrack;
 use super::nft;
-use super::routes::{self, Entry, RouteError};
+use super::routes::{self, Entry, RouteError, Standing};
 use super::scratch::{self, Feature};
 use crate::model::Frontend;
 use crate::net::link;
@@ -18,17 +19,27 @@ pub trait Machine: Firewall {
     /// The text of `ipset list -terse`. `Ok(None)` if the tool or the kernel has no sets.
     fn ipset_list(&self) -> impl Future<Output = Result<Option<String>, ToolError>> + Send;
 
-    /// Own routes and policy rules as they stand.
-    fn own_entries(&self) -> impl Future<Output = Result<BTreeSet<Entry>, RouteError>> + Send;
+    /// Routes and policy rules as they stand.
+    fn standing(&self) -> impl Future<Output = Result<Standing, RouteError>> + Send;
 
-    /// The destinations of other people's routes in the main table.
-    fn foreign_destinations(&self) -> impl Future<Output = Result<BTreeSet<IpNet>, RouteError>> + Send;
+    /// Adds routes and policy rules, in this order. An answer for each of them.
+    fn add_entries(
+        &self,
+        entries: &[Entry],
+    ) -> impl Future<Output = Result<Vec<Result<(), RouteError>>, RouteError>> + Send;
 
-    /// Adds a route or policy rule.
-    fn add_entry(&self, entry: Entry) -> impl Future<Output = Result<(), RouteError>> + Send;
+    /// Removes routes and policy rules, in this order, going on after a fault.
+    fn remove_entries(&self, entries: &[Entry]) -> impl Future<Output = Result<(), RouteError>> + Send;
 
-    /// Removes a route or policy rule.
-    fn remove_entry(&self, entry: Entry) -> impl Future<Output = Result<(), RouteError>> + Send;
+    /// Whether the kernel has policy routing for these families.
+    fn has_policy_routing(&self, _families: &[Family]) -> impl Future<Output = bool> + Send {
+        async { true }
+    }
+
+    /// Why processes of this machine cannot send to an address, as the kernel says it; `None` if they can.
+    fn obstacle(&self, _ip: IpAddr) -> impl Future<Output = Result<Option<Errno>, RouteError>> + Send {
+        async { Ok(None) }
+    }
 
     /// Addresses and links that listeners of ours brought along, each as a line for people.
     fn own_addresses(&self) -> impl Future<Output = Result<Vec<String>, RouteError>> + Send {
@@ -78,20 +89,25 @@ impl Machine for HostTools {
         }
     }
 
-    async fn own_entries(&self) -> Result<BTreeSet<Entry>, RouteError> {
-        routes::own_entries().await
+    async fn standing(&self) -> Result<Standing, RouteError> {
+        routes::standing().await
     }
 
-    async fn foreign_destinations(&self) -> Result<BTreeSet<IpNet>, RouteError> {
-        routes::foreign_destinations().await
+    async fn add_entries(&self, entries: &[Entry]) -> Result<Vec<Result<(), RouteError>>, RouteError> {
+        routes::add(entries).await
     }
 
-    async fn add_entry(&self, entry: Entry) -> Result<(), RouteError> {
-        routes::add(entry).await
+    async fn remove_entries(&self, entries: &[Entry]) -> Result<(), RouteError> {
+        routes::remove(entries).await
     }
 
-    async fn remove_entry(&self, entry: Entry) -> Result<(), RouteError> {
-        routes::remove(entry).await
+    async fn has_policy_routing(&self, families: &[Family]) -> bool {
+        // Where it cannot be told, it is nearly certain.
+        routes::has_policy_routing(families).await.unwrap_or(true)
+    }
+
+    async fn obstacle(&self, ip: IpAddr) -> Result<Option<Errno>, RouteError> {
+        routes::obstacle(ip).await
     }
 
     async fn own_addresses(&self) -> Result<Vec<String>, RouteError> {

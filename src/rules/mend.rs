@@ -31,8 +31,9 @@ impl<M: Machine> Reconciler<M> {
         let target = plan(wanted, self.capabilities);
         let mut mended = self.mend_sets(wanted, &target, thorough).await?;
         mended.extend(self.mend_rules(&target).await?);
-        let added = self.add_entries(&target, |_| true).await?;
-        mended.extend(added.iter().map(|entry| format!("missing: {entry}")));
+        let (lost, foreign) = self.follow_routes(&target).await?;
+        mended.extend(lost.iter().map(|entry| format!("missing: {entry}")));
+        self.tell_obstacles(wanted, &target, &foreign).await?;
         if !mended.is_empty() {
             warn!(what = mended.join("; "), "someone changed the rules; mended");
             self.report.repairs_total += mended.len() as u64;

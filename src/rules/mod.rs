@@ -12,6 +12,7 @@ pub mod detect;
 pub mod dump;
 #[cfg(test)]
 pub(crate) mod fake;
+pub mod firewall;
 pub mod ipset;
 mod keep_source;
 pub mod leftovers;
@@ -30,11 +31,12 @@ pub mod render;
 pub mod routes;
 pub mod run;
 pub mod scratch;
+mod ways;
 
 pub use detect::StartError;
 pub use leftovers::{leftovers, remove_leftovers};
 pub use machine::Machine;
 pub use plan::{Capabilities, Wanted};
-pub use probe::{Checkup, Finding, Severity, checkup};
+pub use probe::{Checkup, Finding, Known, Severity, checkup};
 pub use reconcile::{Reconciler, RulesError};
 pub use run::run;

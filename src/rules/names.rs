@@ -34,6 +34,11 @@ pub const ROUTE_PROTOCOL: u8 = 237;
 pub const REFUSE_TABLE: u32 = 237;
 /// Priority of the policy rule that leads them there: behind `local` (0), before `main` (32766).
 pub const REFUSE_PRIORITY: u32 = 237;
+/// The routing table that gives host processes a route to the captured ranges.
+pub const RANGE_TABLE: u32 = 238;
+/// Priority of the policy rule that leads there: before `main`, so that whatever route a range has there does not count,
+/// and behind [`REFUSE_PRIORITY`].
+pub const RANGE_PRIORITY: u32 = 238;
 
 /// Whether a chain of that name belongs to this program, in whichever table.
 pub fn is_own_chain(name: &str) -> bool {

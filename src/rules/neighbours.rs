@@ -1,7 +1,7 @@
 //! Who else works on service traffic on this node: an EdgeMesh agent, kube-proxy. Judged from what was read, purely.
 
 use super::dump::Dump;
-use super::legacy::{self, Facts, Process, Ruleset};
+use super::legacy::{self, Facts, Options, Process, Ruleset};
 
 /// The chain through which every mode of kube-proxy that writes iptables rules sends the packets of Services.
 const KUBE_SERVICES: &str = "KUBE-SERVICES";
@@ -19,10 +19,10 @@ pub struct Neighbours {
 
 impl Neighbours {
     /// Judges what was read.
-    pub fn of(facts: &Facts) -> Self {
+    pub fn of(facts: &Facts, options: &Options) -> Self {
         let mut kube_proxy: Vec<String> = facts.rulesets.iter().filter_map(services_chain).collect();
         kube_proxy.extend(facts.processes.iter().filter_map(proxy_process));
-        Self { stale: legacy::stale(facts), edgemesh: legacy::live(facts), kube_proxy }
+        Self { stale: legacy::stale(facts, options), edgemesh: legacy::live(facts), kube_proxy }
     }
 }
 
@@ -87,7 +87,7 @@ mod tests {
             (nat("-A KUBE-SERVICES -j X\n"), Some("chain KUBE-SERVICES in nft ipv4 nat has 1 rule")),
             (nat(""), None),
         ] {
-            let found = Neighbours::of(&facts);
+            let found = Neighbours::of(&facts, &Options::default());
             assert_eq!(found.kube_proxy.first().map(String::as_str), evidence);
             assert!(found.edgemesh.is_empty() && found.stale.is_empty());
         }
@@ -95,7 +95,7 @@ mod tests {
 
     #[test]
     fn a_live_edgemesh_needs_no_rules_to_be_seen() {
-        let found = Neighbours::of(&process("edgemesh-agent", "edgemesh-agent"));
+        let found = Neighbours::of(&process("edgemesh-agent", "edgemesh-agent"), &Options::default());
         assert_eq!(found.edgemesh, ["edgemesh-agent runs as process 7"]);
     }
 }

@@ -6,7 +6,7 @@
 
 use super::apply::{Backend, Family, Firewall, ToolError};
 use super::dump::{Chain, Dump, Rule, Table};
-use super::names::{CREATED_CHAIN, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN};
+use super::names::{CREATED_CHAIN, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, OUTPUT_CHAIN};
 use super::plan::jump;
 
 /// The tables in which own chains stand.
@@ -19,7 +19,10 @@ type Places = (&'static [&'static str], &'static [(&'static str, &'static str)])
 
 fn places(table: &str) -> Places {
     match table {
-        "filter" => (&[INPUT_CHAIN, FORWARD_CHAIN], &[("INPUT", INPUT_CHAIN), ("FORWARD", FORWARD_CHAIN)]),
+        "filter" => (
+            &[INPUT_CHAIN, FORWARD_CHAIN, OUTPUT_CHAIN],
+            &[("INPUT", INPUT_CHAIN), ("FORWARD", FORWARD_CHAIN), ("OUTPUT", OUTPUT_CHAIN)],
+        ),
         "mangle" => (&[MANGLE_CHAIN], &[("PREROUTING", MANGLE_CHAIN), ("OUTPUT", MANGLE_CHAIN)]),
         _ => (&[NAT_CHAIN], &[("PREROUTING", NAT_CHAIN), ("OUTPUT", NAT_CHAIN)]),
     }
@@ -57,7 +60,11 @@ pub(super) async fn into_unreadable<F: Firewall>(
                 // Where among the others it stands cannot be told, only that it does.
                 Shown::Hidden if own.contains(to) => {
                     let text = jump(to);
-                    if has(firewall, backend, family, name, from, &text).await? {
+                    let seen = look_for(firewall, backend, family, name, from, &text).await?;
+                    if seen == Seen::Unknown {
+                        dump.hidden.push((name.to_owned(), (*from).to_owned()));
+                    }
+                    if seen != Seen::Absent {
                         table.rules.push(Rule { chain: (*from).to_owned(), text });
                     }
                 }
@@ -113,22 +120,33 @@ fn is_absent(stderr: &str) -> bool {
     stderr.contains("does not exist") || stderr.contains("No chain/target/match")
 }
 
-async fn has<F: Firewall>(
+/// What a program says about a rule in a chain that holds a native one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    /// It stands.
+    Stands,
+    /// It does not.
+    Absent,
+    /// The native rule stands first, and the program gives up there. Not seen is not missing: a second jump could not be
+    /// told from the first.
+    Unknown,
+}
+
+async fn look_for<F: Firewall>(
     firewall: &F,
     backend: Backend,
     family: Family,
     table: &str,
     chain: &str,
     rule: &str,
-) -> Result<bool, ToolError> {
+) -> Result<Seen, ToolError> {
     let args: Vec<&str> = ["-t", table, "-C", chain].into_iter().chain(rule.split(' ')).collect();
     match firewall.command(backend, family, &args).await {
         Err(ToolError::Failed { stderr, .. }) if is_absent(&stderr) || stderr.contains("Bad rule") => {
-            Ok(false)
+            Ok(Seen::Absent)
         }
-        // The native rule stands before ours, and the program gives up there. Not seen is not missing: a second jump
-        // could not be told from the first.
-        Ok(_) | Err(ToolError::Failed { .. }) => Ok(true),
+        Ok(_) => Ok(Seen::Stands),
+        Err(ToolError::Failed { .. }) => Ok(Seen::Unknown),
         Err(error) => Err(error),
     }
 }
@@ -150,13 +168,24 @@ pub(super) async fn standing<F: Firewall>(
     Ok(found)
 }
 
-/// What to tell about an unreadable table.
-pub(super) fn warning(family: Family, table: &str) -> String {
-    let nft = if family == Family::V4 { "ip" } else { "ip6" };
+/// What to tell about an unreadable table, and about the chains in it where our jump is `hidden`.
+pub(super) fn warning(family: Family, table: &str, hidden: &[(String, String)]) -> String {
+    let nft = family.nft();
+    let chains: Vec<&str> =
+        hidden.iter().filter(|(of, _)| of == table).map(|(_, chain)| chain.as_str()).collect();
+    let what = if chains.is_empty() {
+        "own chains are looked after one by one, and whose rules stand before them there may stay unknown"
+            .to_owned()
+    } else {
+        format!(
+            "it stands before our jump in {} and hides it: services work, but when the agent ends, the jump cannot be \
+             removed and leads to an empty chain until the rule is gone",
+            chains.join(" and ")
+        )
+    };
     format!(
-        "{UNREADABLE} {} {table}: someone wrote a native nft rule into it; own chains are looked after one by one, and \
-         whose rules stand before them there may stay unknown; see `nft -a list table {nft} {table}`, and move that rule \
-         to a table of its own",
+        "{UNREADABLE} {} {table}: someone wrote a native nft rule into it; {what}; see `nft -a list table {nft} {table}`, \
+         and move that rule to a table of its own",
         family.as_str()
     )
 }

@@ -1,5 +1,7 @@
 //! What should stand in the packet filter, as data. Pure: the same input gives the same plan.
 
+mod optional;
+
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
@@ -9,8 +11,8 @@ use ipnet::IpNet;
 use super::apply::Family;
 use super::ipset::Set;
 use super::names::{
-    COMMENT, FIRST_QUEUE, FORWARD_CHAIN, HELD_CHAIN, HOME_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN,
-    OUTPUT_CHAIN, external_sets, served_set, skip_set,
+    COMMENT, FORWARD_CHAIN, HELD_CHAIN, HOME_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, OUTPUT_CHAIN,
+    external_sets, served_set, skip_set,
 };
 use super::routes::Entry;
 use crate::model::{Door, Frontend, Protocol};
@@ -24,8 +26,8 @@ pub struct Wanted {
     pub skip: BTreeSet<IpAddr>,
     /// The TCP and UDP frontends that are answered. Everything else inside the ranges is refused.
     pub served: OrdSet<Frontend>,
-    /// The TCP frontends outside of the ranges: node ports, external and load balancer addresses. Captured with ip
-    /// sets only.
+    /// The frontends outside of the ranges: node ports, external and load balancer addresses. Captured with ip sets
+    /// only.
     pub external: OrdMap<Frontend, Door>,
     /// Where health checks of load balancers are answered.
     pub health: OrdSet<Frontend>,
@@ -100,6 +102,11 @@ pub struct FamilyPlan {
 }
 
 impl FamilyPlan {
+    /// Whether the rules are the same as those of `other`, whatever the routes.
+    pub fn has_rules_of(&self, other: &Self) -> bool {
+        self.tables == other.tables && self.sets == other.sets && self.guarded == other.guarded
+    }
+
     /// The sets that the rules refer to.
     pub fn needed_sets(&self) -> impl Iterator<Item = Set> {
         let (sets, guarded) = (self.sets, self.guarded);
@@ -152,8 +159,8 @@ fn established_tcp() -> String {
     format!("-p tcp -m conntrack ! --ctstate NEW -m comment --comment {COMMENT} -j RETURN")
 }
 
-/// Makes the plan. The number of rules depends on the ranges alone, and on whether any load balancer has source
-/// ranges; only without ipset also on `wanted.skip`.
+/// Makes the plan. The number of rules depends on the ranges alone, on whether any load balancer has source ranges,
+/// and on whether any frontend outside of the ranges takes datagrams; only without ipset also on `wanted.skip`.
 pub fn plan(wanted: &Wanted, capabilities: Capabilities) -> Plan {
     let families = Family::ALL
         .into_iter()
@@ -183,11 +190,7 @@ fn family_plan(wanted: &Wanted, capabilities: Capabilities, family: Family) -> O
         return None;
     }
     let input = Input { wanted, capabilities, family, ranges: &ranges };
-    let mut entries: BTreeSet<Entry> = ranges.iter().map(|range| Entry::ToRange(*range)).collect();
-    if capabilities.policy_routing {
-        entries.insert(Entry::RefuseTable(family));
-        entries.insert(Entry::RefuseRule(family, wanted.refuse_mark));
-    }
+    let entries = input.entries();
     let tables = vec![input.filter(), input.mangle(), input.nat()];
     Some(FamilyPlan { family, tables, entries, sets: capabilities.ipset, guarded: input.is_guarded() })
 }
@@ -215,51 +218,11 @@ impl Input<'_> {
             && doors.any(|(_, door)| !door.sources.is_empty())
     }
 
-    /// Whether the first packets of clients are held.
-    fn holds(&self) -> bool {
-        self.wanted.queues > 0 && self.capabilities.ipset && self.capabilities.queues
-    }
-
-    /// Whether backends may see their clients' own addresses.
-    fn keeps_source(&self) -> bool {
-        self.wanted.keep_source && self.capabilities.policy_routing && self.capabilities.connection_marks
-    }
-
-    /// Remembers connections of ours that come from somebody else's address, and has what is answered to them brought
-    /// here: with both marks, as datagrams are.
-    fn homing(&self) -> [String; 2] {
-        let own = self.wanted.own_mark;
-        [
-            format!(
-                "-p tcp -m connmark --mark {own:#x}/{own:#x} -m conntrack --ctdir REPLY \
-                 -m comment --comment {COMMENT} -g {HOME_CHAIN}"
-            ),
-            format!(
-                "-p tcp -m mark --mark {own:#x}/{own:#x} -m conntrack --ctstate NEW -m addrtype ! --src-type LOCAL \
-                 -m comment --comment {COMMENT} -j CONNMARK --set-xmark {own:#x}/{own:#x}"
-            ),
-        ]
-    }
-
-    /// Leads packets that were held out of the chain, to those that stand behind it. They carry both marks.
-    fn held_before(&self) -> String {
-        let both = self.deliver_mark();
-        format!("-p tcp -m mark --mark {both:#x}/{both:#x} -m comment --comment {COMMENT} -g {HELD_CHAIN}")
-    }
-
-    /// Holds a client's first packet to what is served in `range`. A queue that nobody reads lets it through.
-    fn hold(&self, range: &IpNet) -> String {
-        let (served, refuse) = (served_set(self.family), self.wanted.refuse_mark);
-        let last = FIRST_QUEUE.saturating_add(self.wanted.queues - 1);
-        let queues = if last == FIRST_QUEUE {
-            format!("--queue-num {FIRST_QUEUE} --queue-bypass")
-        } else {
-            format!("--queue-balance {FIRST_QUEUE}:{last} --queue-bypass --queue-cpu-fanout")
-        };
-        format!(
-            "-d {range} -p tcp -m tcp --tcp-flags FIN,SYN,RST,ACK SYN -m mark ! --mark {refuse:#x}/{refuse:#x} \
-             -m set --match-set {served} dst,dst -m comment --comment {COMMENT} -j NFQUEUE {queues}"
-        )
+    /// Whether datagrams are captured outside of the ranges: it costs each packet of every other flow a look, so
+    /// only where there are such frontends.
+    fn has_external_datagrams(&self) -> bool {
+        let mut udp = self.wanted.external.keys().filter(|at| at.protocol == Protocol::Udp);
+        self.capabilities.ipset && self.capabilities.policy_routing && udp.any(|at| is_of(self.family, at.ip))
     }
 
     /// Served datagrams carry both marks: the one leads them to this machine's own sockets, the other past every
@@ -275,6 +238,25 @@ impl Input<'_> {
             "{which} -m conntrack ! --ctstate DNAT -m comment --comment {COMMENT} -j MARK --set-xmark {0:#x}/{0:#x}",
             self.deliver_mark()
         )
+    }
+
+    /// Routes and policy rules. What is left alone goes where it would go without us; the main table has no way of
+    /// saying so, for a route to the range there wins over a default route.
+    fn entries(&self) -> BTreeSet<Entry> {
+        if !self.capabilities.policy_routing {
+            return self.ranges.iter().map(|range| Entry::MainToRange(*range)).collect();
+        }
+        let family = self.family;
+        let mut entries = BTreeSet::from([
+            Entry::RefuseTable(family),
+            Entry::RefuseRule(family, self.wanted.refuse_mark),
+            Entry::RangeRule(family),
+        ]);
+        entries.extend(self.ranges.iter().map(|range| Entry::ToRange(*range)));
+        let inside = |ip: &&IpAddr| self.ranges.iter().any(|range| range.contains(*ip));
+        let alone = self.wanted.skip.iter().filter(inside);
+        entries.extend(alone.map(|ip| Entry::Throw(IpNet::from(*ip))));
+        entries
     }
 
     fn refused(&self) -> String {
@@ -444,21 +426,30 @@ impl Input<'_> {
     /// frontends that nobody serves, and those from elsewhere to the ones that serve clients of this node only.
     fn mangle_external(&self, mark: &str) -> Vec<String> {
         let sets = external_sets(self.family);
+        let datagrams = self.has_external_datagrams();
         let mut rules = Vec::new();
-        if self.is_guarded() {
+        // What is left of TCP here is new.
+        for new in if datagrams { &["-p tcp", "-p udp -m conntrack --ctstate NEW"][..] } else { &["-p tcp"] }
+        {
+            if self.is_guarded() {
+                rules.push(format!(
+                    "{new} -m set --match-set {} dst,dst -m set ! --match-set {} dst,dst,src \
+                     -m comment --comment {COMMENT} -j DROP",
+                    sets.guarded, sets.sources
+                ));
+            }
+            rules.push(format!("{new} -m set --match-set {} dst,dst {mark}", sets.nobody));
+            let pods = self.wanted.pods.iter().find(|net| is_of(self.family, net.addr()));
+            let elsewhere = pods.map(|net| format!("! -s {net} ")).unwrap_or_default();
             rules.push(format!(
-                "-p tcp -m set --match-set {} dst,dst -m set ! --match-set {} dst,dst,src \
-                 -m comment --comment {COMMENT} -j DROP",
-                sets.guarded, sets.sources
+                "{elsewhere}{new} -m addrtype ! --src-type LOCAL -m set --match-set {} dst,dst {mark}",
+                sets.here
             ));
         }
-        rules.push(format!("-p tcp -m set --match-set {} dst,dst {mark}", sets.nobody));
-        let pods = self.wanted.pods.iter().find(|net| is_of(self.family, net.addr()));
-        let elsewhere = pods.map(|net| format!("! -s {net} ")).unwrap_or_default();
-        rules.push(format!(
-            "{elsewhere}-p tcp -m addrtype ! --src-type LOCAL -m set --match-set {} dst,dst {mark}",
-            sets.here
-        ));
+        if datagrams {
+            let unrefused = format!("-m mark ! --mark {0:#x}/{0:#x}", self.wanted.refuse_mark);
+            rules.push(self.deliver(&format!("-p udp -m set --match-set {} dst,dst {unrefused}", sets.all)));
+        }
         rules
     }
 
@@ -485,6 +476,9 @@ impl Input<'_> {
         if self.capabilities.ipset {
             let external = external_sets(self.family).all;
             rules.push(format!("-p tcp -m set --match-set {external} dst,dst {redirect}"));
+            if self.has_external_datagrams() {
+                rules.push(format!("-p udp -m set --match-set {external} dst,dst {refused} {redirect}"));
+            }
         }
         TablePlan {
             name: "nat",

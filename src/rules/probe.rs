@@ -1,20 +1,21 @@
 //! What on this machine would stop the rules from working, or make them work wrongly. Changes nothing.
 
 mod lock;
+mod networks;
 mod standing;
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use nix::sys::resource::{Resource, getrlimit};
 
 use super::apply::{Backend, Family, HostTools};
 use super::detect::{StartError, detect};
 use super::legacy::{self, Options, Roots};
 use super::machine::{CAP_NET_ADMIN, CAP_NET_RAW, Machine as _, effective_capabilities};
-use super::routes;
 use super::scratch::{FEATURES, Lack, QUEUE, lacking};
 use crate::config::{ConnectMode, InterceptSettings, IptablesBackend};
+use crate::net::sock;
 
 /// What to do where something could not be looked at.
 const AS_ROOT: &str = "run `edgesplice check` as root on the node";
@@ -73,19 +74,30 @@ pub struct Checkup {
     pub findings: Vec<Finding>,
 }
 
-/// Looks at this machine. `ranges` are those that would be captured, as far as they are known.
-pub async fn checkup(settings: &InterceptSettings, ranges: &[IpNet]) -> Checkup {
+/// What is known of the agent that would run, or runs, on the machine.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    /// The ranges that are captured, as far as they are known.
+    pub ranges: Vec<IpNet>,
+    /// The addresses in them that are left alone, if they are known.
+    pub alone: Option<BTreeSet<IpAddr>>,
+    /// The addresses at which it answers DNS.
+    pub dns: BTreeSet<IpAddr>,
+}
+
+/// Looks at this machine.
+pub async fn checkup(settings: &InterceptSettings, known: &Known) -> Checkup {
     let mut found = Vec::new();
-    let packet_filter = rules(settings, ranges, &mut found).await.unwrap_or_default();
+    let packet_filter = rules(settings, known, &mut found).await.unwrap_or_default();
     let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     found.extend(effective_capabilities(&status).and_then(missing_capability));
-    networks(ranges, &mut found).await;
+    networks::check(&known.ranges, known.alone.as_ref(), &mut found).await;
     kernel(&Kernel::read(), &mut found);
     found.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
     Checkup { packet_filter, findings: found }
 }
 
-async fn rules(settings: &InterceptSettings, ranges: &[IpNet], found: &mut Vec<Finding>) -> Option<String> {
+async fn rules(settings: &InterceptSettings, known: &Known, found: &mut Vec<Finding>) -> Option<String> {
     let detection = match detect(&HostTools, settings.iptables_backend).await {
         Ok(detection) => detection,
         Err(error) => {
@@ -95,9 +107,10 @@ async fn rules(settings: &InterceptSettings, ranges: &[IpNet], found: &mut Vec<F
     };
     let backend = detection.backend;
     against_hints(settings.iptables_backend, backend, found).await;
-    if !detection.v6 {
-        let what = format!("IPv6 services are not served: {}", detection.no_v6);
-        found.push(Finding::new("no-ipv6", Info, what, "enable IPv6 if the cluster uses it"));
+    if let Some(range) = known.ranges.iter().find(|range| range.addr().is_ipv6() && !detection.v6) {
+        let what = format!("the Services of {range} are not served: {}", detection.no_v6);
+        let mend = "enable IPv6 on this node, and install ip6tables";
+        found.push(Finding::new("no-ipv6", Warning, what, mend));
     }
     let held = lock(backend, found).await;
     if !(held && backend == Backend::Legacy) {
@@ -109,8 +122,9 @@ async fn rules(settings: &InterceptSettings, ranges: &[IpNet], found: &mut Vec<F
             found.push(missing_queues(&said));
         }
     }
-    match legacy::facts(&HostTools, &Roots::default(), &Options::default()).await {
-        Ok(facts) => standing::judge(settings, backend, ranges, &facts, found),
+    let options = Options { own_servers: known.dns.clone(), starting: true, ..Options::default() };
+    match legacy::facts(&HostTools, &Roots::default(), &options).await {
+        Ok(facts) => standing::judge(settings, backend, &known.ranges, (&facts, &options), found),
         Err(error) => found.push(Finding::new("unprobed", Warning, format!("{error:#}"), AS_ROOT)),
     }
     Some(format!("iptables-{}: {}", backend.as_str(), detection.why))
@@ -205,31 +219,6 @@ fn missing_queues(said: &str) -> Finding {
     Finding::new("no-queues", Warning, what, mend)
 }
 
-/// Addresses and routes that the ranges would swallow.
-async fn networks(ranges: &[IpNet], found: &mut Vec<Finding>) {
-    let (Ok(addresses), Ok(routes)) = (routes::local_addresses().await, routes::non_default_routes().await)
-    else {
-        let what = "the routes of this machine cannot be listed";
-        found.push(Finding::new("unprobed", Warning, what, AS_ROOT));
-        return;
-    };
-    overlaps(ranges, &addresses, &routes, found);
-}
-
-fn overlaps(ranges: &[IpNet], addresses: &[IpAddr], routes: &[IpNet], found: &mut Vec<Finding>) {
-    let mend = "set intercept.serviceCIDRs to the ranges that hold ClusterIPs only";
-    for range in ranges {
-        for address in addresses.iter().filter(|address| range.contains(*address)) {
-            let what = format!("the range {range} covers {address}, an address of this machine");
-            found.push(Finding::new("range-overlap", Problem, what, mend));
-        }
-        for route in routes.iter().filter(|route| range.contains(*route)) {
-            let what = format!("the range {range} covers {route}, a network this machine has a route to");
-            found.push(Finding::new("range-overlap", Warning, what, mend));
-        }
-    }
-}
-
 /// Values of the running kernel; `None` where there is no such value.
 #[derive(Clone, Copy, Debug, Default)]
 struct Kernel {
@@ -251,7 +240,7 @@ impl Kernel {
             rp_filter: number("ipv4/conf/all/rp_filter"),
             conntrack_count: number("netfilter/nf_conntrack_count"),
             conntrack_max: number("netfilter/nf_conntrack_max"),
-            open_files: getrlimit(Resource::RLIMIT_NOFILE).ok().map(|(_, hard)| hard),
+            open_files: sock::hard_nofile().ok(),
         }
     }
 }
@@ -327,19 +316,5 @@ mod tests {
         for (set, missing) in [(admin | raw, false), (admin, true), (0, false)] {
             assert_eq!(missing_capability(set).is_some(), missing);
         }
-    }
-
-    #[test]
-    fn a_range_over_this_machine_is_a_problem() {
-        let mut found = Vec::new();
-        let (range, route): (IpNet, IpNet) =
-            ("10.96.0.0/12".parse().unwrap(), "10.97.0.0/24".parse().unwrap());
-        overlaps(
-            &[range],
-            &["10.97.0.1".parse().unwrap(), "10.0.0.1".parse().unwrap()],
-            &[route],
-            &mut found,
-        );
-        assert_eq!(found.iter().map(|f| f.severity).collect::<Vec<_>>(), [Problem, Warning]);
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use imbl::OrdSet;
+use imbl::ordmap;
 use imbl::ordset::DiffItem;
 use tracing::{debug, info, warn};
 
@@ -40,10 +40,11 @@ const LONGEST_PERIOD: Duration = Duration::from_secs(3);
 const NO_IPSET: &str = "the program `ipset` is not installed, or the kernel has no sets";
 /// What follows where `intercept.connect` cannot be what it was told to be.
 const NOT_HELD: &str = "intercept.connect is before-accept, but backends are dialled after accept";
+/// What follows from a kernel without policy routing.
+const NO_POLICY_ROUTING: &str = "the kernel has no policy routing: UDP services are refused, pods on a bridge may see a timeout instead of \
+     a refusal, and addresses in a captured range that are left alone need a route of their own";
 /// What follows for external frontends.
 const NO_EXTERNAL: &str = "without ip sets, node ports, external addresses and load balancer addresses are not served; install the package `ipset`";
-/// Begins the warning about routes that could not be added; it goes once they stand.
-const ROUTE_MISSING: &str = "a route is missing";
 
 /// The rules could not be brought to what is wanted.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +67,21 @@ pub enum RulesError {
         family: &'static str,
         /// The cause.
         source: std::io::Error,
+    },
+    /// A native rule hides our jump.
+    #[error(
+        "a jump of ours cannot be removed: a native nft rule in {} {table} stands before it and hides it from \
+         iptables; it leads to an empty chain now and does nothing; find the rule with `nft -a list table {} {table}`, \
+         move it to a table of its own, and run `edgesplice cleanup` ({source})",
+        .family.as_str(), .family.nft()
+    )]
+    Hidden {
+        /// The family.
+        family: Family,
+        /// The table.
+        table: String,
+        /// What the program said.
+        source: Box<ToolError>,
     },
     /// The back end's programs were there, and are gone.
     #[error("`iptables-{0}-save` has been removed from this machine; install the package `iptables`")]
@@ -98,6 +114,8 @@ pub struct Reconciler<M> {
     pub(super) places: Places,
     cost: Duration,
     times: Arc<Histogram>,
+    /// The routes and policy rules that were last brought about.
+    pub(super) routes: BTreeSet<Entry>,
     pub(super) report: RulesReport,
 }
 
@@ -111,12 +129,14 @@ impl<M: Machine> Reconciler<M> {
             report.warnings.push(format!("serving IPv4 only: {}", found.no_v6));
         }
         let ipset = matches!(machine.ipset_list().await, Ok(Some(_)));
+        let families: &[Family] = if found.v6 { &Family::ALL } else { &[Family::V4] };
+        let policy_routing = machine.has_policy_routing(families).await;
         let mut this = Self {
             machine,
             setting: settings.iptables_backend,
             sync_period: settings.sync_period,
             backend: found.backend,
-            capabilities: Capabilities { v6: found.v6, ..Capabilities::ALL },
+            capabilities: Capabilities { v6: found.v6, policy_routing, ..Capabilities::ALL },
             sets_proven: false,
             probed_marks: false,
             wanted: None,
@@ -127,6 +147,7 @@ impl<M: Machine> Reconciler<M> {
             places: Places::default(),
             cost: Duration::ZERO,
             times: Arc::default(),
+            routes: BTreeSet::new(),
             report,
         };
         if !ipset {
@@ -139,6 +160,9 @@ impl<M: Machine> Reconciler<M> {
             } else if !ipset {
                 this.warn(format!("{NOT_HELD} (that takes ip sets)"));
             }
+        }
+        if !policy_routing {
+            this.warn(NO_POLICY_ROUTING.to_owned());
         }
         Ok(this)
     }
@@ -173,13 +197,14 @@ impl<M: Machine> Reconciler<M> {
 
     /// Removes everything of ours, so that the machine is as if the agent had never been there.
     pub async fn withdraw(&mut self) -> Result<(), RulesError> {
-        let served = self.wanted.take().map(|wanted| wanted.served).unwrap_or_default();
+        let wanted = self.wanted.take().unwrap_or_default();
         self.report.installed = false;
         let result = remove_all(&self.machine, &self.created).await;
-        self.forget_flows(served.iter());
+        self.forget_flows(wanted.served.iter().chain(wanted.external.keys()));
         if result.is_ok() {
             self.created.clear();
             self.wording.clear();
+            self.routes.clear();
         }
         if let Err(error) = &result {
             self.report.last_error = error.to_string();
@@ -266,7 +291,7 @@ impl<M: Machine> Reconciler<M> {
             self.warn(NO_EXTERNAL.to_owned());
         }
         if let Some(old) = &old {
-            self.forget_changed(&old.served, &wanted.served);
+            self.forget_changed(old, wanted);
         }
         if fresh {
             self.sweep_other_backend().await;
@@ -277,11 +302,16 @@ impl<M: Machine> Reconciler<M> {
 
     /// Flows to frontends that are served no more count as known, and known packets are not refused. Those of host
     /// processes to frontends that were refused so far are remembered with the translation of their refusal.
-    fn forget_changed(&self, old: &OrdSet<Frontend>, new: &OrdSet<Frontend>) {
-        let changed = old.diff(new).map(|item| match item {
+    fn forget_changed(&self, old: &Wanted, new: &Wanted) {
+        let changed = old.served.diff(&new.served).map(|item| match item {
             DiffItem::Add(frontend) | DiffItem::Remove(frontend) => frontend,
         });
-        self.forget_flows(changed);
+        let doors = old.external.diff(&new.external).map(|item| match item {
+            ordmap::DiffItem::Add(at, _)
+            | ordmap::DiffItem::Remove(at, _)
+            | ordmap::DiffItem::Update { new: (at, _), .. } => at,
+        });
+        self.forget_flows(changed.chain(doors));
     }
 
     /// Ends the kernel's memory of UDP flows to `frontends`, so that their next packets are treated as new ones.
@@ -319,6 +349,14 @@ impl<M: Machine> Reconciler<M> {
         if standing == Some(target) {
             return Ok(());
         }
+        let same = standing.is_some_and(|standing| {
+            let pair = |(one, other): (&FamilyPlan, &FamilyPlan)| one.has_rules_of(other);
+            standing.families.len() == target.families.len()
+                && standing.families.iter().zip(&target.families).all(pair)
+        });
+        if same {
+            return self.follow_routes(target).await.map(drop);
+        }
         self.add_entries(target, |entry| !entry.is_to_range()).await?;
         for family in Family::ALL {
             match target.family(family) {
@@ -333,21 +371,11 @@ impl<M: Machine> Reconciler<M> {
                 None => {}
             }
         }
-        self.add_entries(target, Entry::is_to_range).await?;
-        // Only now: what is served must not be without a route while its range changes.
-        let keep = target.entries();
-        self.remove_entries(|entry| !keep.contains(entry)).await?;
+        // Only now is taken away what is not needed: what is served must not be without a route while its range changes.
+        self.follow_routes(target).await?;
         let needed: Vec<&str> =
             target.families.iter().flat_map(FamilyPlan::needed_sets).map(|set| set.name).collect();
         remove_sets(&self.machine, |name| !needed.contains(&name)).await
-    }
-
-    /// Backwards: the policy rule before its table.
-    async fn remove_entries(&self, which: impl Fn(&Entry) -> bool) -> Result<(), RulesError> {
-        for entry in self.machine.own_entries().await?.into_iter().rev().filter(which) {
-            self.machine.remove_entry(entry).await?;
-        }
-        Ok(())
     }
 
     async fn load_sets(
@@ -400,8 +428,12 @@ impl<M: Machine> Reconciler<M> {
     /// Keeps the warnings about a family's tables that cannot be read up to date.
     pub(super) fn tell_unreadable(&mut self, plan: &FamilyPlan, dump: &Dump) {
         let ours = |name: &&String| plan.tables.iter().any(|table| table.name == name.as_str());
-        let now: Vec<String> =
-            dump.unreadable.iter().filter(ours).map(|table| peek::warning(plan.family, table)).collect();
+        let now: Vec<String> = dump
+            .unreadable
+            .iter()
+            .filter(ours)
+            .map(|table| peek::warning(plan.family, table, &dump.hidden))
+            .collect();
         let start = format!("{UNREADABLE} {} ", plan.family.as_str());
         self.report.warnings.retain(|line| !line.starts_with(&start) || now.contains(line));
         for line in now {
@@ -430,43 +462,6 @@ impl<M: Machine> Reconciler<M> {
 
     fn created_in(&self, family: Family) -> BTreeSet<&'static str> {
         self.created.iter().filter(|(of, _)| *of == family).map(|(_, table)| *table).collect()
-    }
-
-    /// Adds those missing routes and policy rules that are `wanted`. A missing route does not stop the rest: pods are served without it.
-    /// Returns what was added.
-    pub(super) async fn add_entries(
-        &mut self,
-        target: &Plan,
-        wanted: impl Fn(&Entry) -> bool,
-    ) -> Result<Vec<Entry>, RulesError> {
-        let own = self.machine.own_entries().await?;
-        let missing: Vec<Entry> = target.entries().difference(&own).copied().filter(wanted).collect();
-        if missing.is_empty() {
-            self.report.warnings.retain(|line| !line.starts_with(ROUTE_MISSING));
-            return Ok(missing);
-        }
-        let foreign = self.machine.foreign_destinations().await?;
-        let mut added = Vec::new();
-        for entry in missing {
-            // Someone else's route to the very same destination serves as well, and is not ours to double.
-            if matches!(entry, Entry::ToRange(range) if foreign.contains(&range)) {
-                continue;
-            }
-            match self.machine.add_entry(entry).await {
-                Ok(()) => added.push(entry),
-                Err(error) if !matches!(entry, Entry::ToRange(_)) && error.is_unsupported() => {
-                    self.capabilities.policy_routing = false;
-                    self.warn(format!(
-                        "the kernel has no policy routing: UDP services are refused, and pods on a bridge may see a timeout \
-                         instead of a refusal ({error})"
-                    ));
-                }
-                Err(error) => self.warn(format!(
-                    "{ROUTE_MISSING}; processes of this node that have no default route cannot connect ({error})"
-                )),
-            }
-        }
-        Ok(added)
     }
 
     /// Removes what an earlier run left in the other back end. A fault there is no reason not to serve.

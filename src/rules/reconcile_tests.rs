@@ -1,7 +1,5 @@
 //! The reconciler against a machine in memory, with faults.
 
-use std::time::Duration;
-
 use super::*;
 use crate::model::{Audience, Door, Frontend, Protocol};
 use crate::rules::fake::{Fake, failure};
@@ -9,18 +7,10 @@ use crate::rules::{leftovers, names};
 
 fn settings(backend: IptablesBackend) -> InterceptSettings {
     InterceptSettings {
-        service_cidrs: Vec::new(),
         iptables_backend: backend,
-        remove_stale: false,
-        kubernetes_service: false,
-        coexist_with_kube_proxy: false,
-        service_proxy_name: String::new(),
-        node_ports: None,
-        external_ips: false,
-        connect: ConnectMode::AfterAccept,
-        sync_period: Duration::from_secs(2),
         own_mark: 2,
         refuse_mark: 1,
+        ..InterceptSettings::default()
     }
 }
 
@@ -82,8 +72,55 @@ async fn sets_and_routes_are_mended_and_counted() {
         rules.check().await.unwrap();
         assert_eq!(rules.machine().picture(), good, "{line}");
     }
-    // The two families have a range, a table and a rule each.
-    assert_eq!(rules.report().repairs_total, 2 + 6);
+    // The two families have a range, a table and two rules each, and one of them an address that is left alone.
+    assert_eq!(rules.report().repairs_total, 2 + 9);
+}
+
+#[tokio::test]
+async fn routes_that_come_and_go_are_followed_and_are_no_repair() {
+    let mut rules = reconciler(Fake::default()).await;
+    rules.apply(&wanted()).await.unwrap();
+    let good = rules.machine().picture();
+    rules.machine().tamper("route add 10.97.0.0/16");
+    rules.check().await.unwrap();
+    let throw = Entry::Throw("10.97.0.0/16".parse().unwrap());
+    assert!(rules.machine().standing().await.unwrap().own.contains(&throw));
+    rules.machine().tamper("route gone");
+    rules.check().await.unwrap();
+    assert_eq!(rules.machine().picture(), good);
+    assert_eq!(rules.report().repairs_total, 0);
+}
+
+#[tokio::test]
+async fn what_is_left_alone_is_a_matter_of_sets_and_routes() {
+    let mut rules = reconciler(Fake::default()).await;
+    rules.apply(&wanted()).await.unwrap();
+    rules.machine().take_calls();
+    let mut more = wanted();
+    more.skip.extend(["10.96.0.2", "192.0.2.1"].map(|ip| ip.parse::<std::net::IpAddr>().unwrap()));
+    rules.apply(&more).await.unwrap();
+    assert_eq!(rules.machine().take_calls(), ["ipset restore"]);
+    let own = rules.machine().standing().await.unwrap().own;
+    let throws: Vec<String> =
+        own.iter().filter(|entry| matches!(entry, Entry::Throw(_))).map(ToString::to_string).collect();
+    let throw = |ip: &str| format!("route throw {ip}/32 table 238 proto 237");
+    assert_eq!(
+        throws,
+        [throw("10.96.0.1"), throw("10.96.0.2")],
+        "outside of the ranges there is nothing to say"
+    );
+    rules.withdraw().await.unwrap();
+    assert!(leftovers(rules.machine()).await.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_kernel_with_one_routing_table_gets_nothing_meant_for_another() {
+    let mut rules = reconciler(Fake { has_policy_routing: false, ..Fake::default() }).await;
+    rules.apply(&wanted()).await.unwrap();
+    let own = rules.machine().standing().await.unwrap().own;
+    assert!(own.len() == 2 && own.iter().all(|entry| matches!(entry, Entry::MainToRange(_))), "{own:?}");
+    assert!(rules.report().warnings[0].contains("no policy routing"));
+    assert!(!rules.machine().picture().contains("0x3"), "no datagram is led to a table that is not there");
 }
 
 #[tokio::test]

@@ -215,6 +215,22 @@ mod tests {
     }
 
     #[test]
+    fn v4_with_datagrams_from_outside() {
+        use crate::model::{Audience, Door, Frontend, Protocol};
+        let at = Frontend { ip: "192.168.77.1".parse().unwrap(), port: 30053, protocol: Protocol::Udp };
+        let door = Door { audience: Audience::All, sources: Vec::new() };
+        let wanted = Wanted { external: [(at, door)].into_iter().collect(), ..wanted(&["10.96.0.0/12"]) };
+        let rules = |capabilities| {
+            let plan = plan(&wanted, capabilities);
+            let tables = plan.families[0].tables[1..].iter();
+            tables.flat_map(|table| table.chains[0].rules.clone()).collect::<Vec<_>>().join("\n")
+        };
+        insta::assert_snapshot!(rules(ALL));
+        let without = rules(Capabilities { policy_routing: false, ..ALL });
+        assert!(!without.contains("-p udp -m set --match-set edgesplice-external-v4"), "{without}");
+    }
+
+    #[test]
     fn v4_without_ipset() {
         insta::assert_snapshot!(golden(&["10.96.0.0/12"], Capabilities { ipset: false, ..ALL }, Family::V4));
     }

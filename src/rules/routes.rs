@@ -3,62 +3,88 @@
 //! Own entries carry [`ROUTE_PROTOCOL`], so that they can be found again by a later process and removed without
 //! touching anyone else's.
 
+mod foreign;
+mod message;
+
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use futures_util::TryStreamExt;
 use ipnet::IpNet;
+use nix::errno::Errno;
 use rtnetlink::packet_route::address::AddressAttribute;
-use rtnetlink::packet_route::route::{
-    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
-};
-use rtnetlink::packet_route::rule::{RuleAction, RuleAttribute, RuleMessage};
+use rtnetlink::packet_route::route::RouteMessage;
+use rtnetlink::packet_route::rule::RuleMessage;
 use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 use super::apply::Family;
-use super::names::{REFUSE_PRIORITY, REFUSE_TABLE, ROUTE_PROTOCOL};
+use super::names::{RANGE_PRIORITY, RANGE_TABLE, REFUSE_PRIORITY, REFUSE_TABLE, ROUTE_PROTOCOL};
 
-/// The index of `lo`, fixed by the kernel (`LOOPBACK_IFINDEX` in `include/net/flow.h`).
-const LOOPBACK_INDEX: u32 = 1;
+pub use foreign::{Foreign, beside, obstacle, swallowing};
+pub(super) use message::is_ours;
+use message::{Message, is_own};
 
-/// One route or policy rule of ours. The order is the order of installation: the table before the rule into it.
+/// One route or policy rule of ours. The order is the order of installation: what a table holds before the rule into
+/// it; and the other way round at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Entry {
-    /// `RANGE dev lo` in the main table: host processes get as far as `OUTPUT` without a default route, with the
-    /// node's own address as their source. For IPv6 the kernel treats it as a reject route for forwarded packets;
-    /// redirected and refused ones never get that far.
-    ToRange(IpNet),
     /// `local default dev lo` in the refusal table.
     RefuseTable(Family),
     /// `fwmark MARK/MARK lookup` the refusal table.
     RefuseRule(Family, u32),
+    /// `throw NET` in the table of the ranges: packets there go where they would go without us.
+    Throw(IpNet),
+    /// `RANGE dev lo` in the table of the ranges: host processes get as far as `OUTPUT` without a default route, with
+    /// the node's own address as their source. For IPv6 the kernel treats it as a reject route for forwarded packets;
+    /// redirected and refused ones never get that far.
+    ToRange(IpNet),
+    /// `lookup` the table of the ranges.
+    RangeRule(Family),
+    /// `RANGE dev lo` in the main table, where the kernel has no policy routing.
+    MainToRange(IpNet),
 }
 
 impl Entry {
-    /// Whether it leads host processes into a captured range. Where it stands without the rules, a connection begun
-    /// then is lost on `lo`, and stays so for as long as conntrack remembers it.
+    /// Whether it is about the way into a captured range. Where a host process is led there without the rules, a
+    /// connection begun then is lost on `lo`, and stays so for as long as conntrack remembers it.
     pub fn is_to_range(&self) -> bool {
-        matches!(self, Self::ToRange(_))
+        !matches!(self, Self::RefuseTable(_) | Self::RefuseRule(..))
     }
 }
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::ToRange(range) => write!(f, "route {range} dev lo proto {ROUTE_PROTOCOL}"),
             Self::RefuseTable(family) => {
                 write!(f, "{} route local default dev lo table {REFUSE_TABLE}", family.as_str())
             }
-            Self::RefuseRule(family, mark) => {
-                let family = family.as_str();
-                write!(
-                    f,
-                    "{family} rule priority {REFUSE_PRIORITY} fwmark {mark:#x}/{mark:#x} lookup {REFUSE_TABLE}"
-                )
+            Self::RefuseRule(family, mark) => write!(
+                f,
+                "{} rule priority {REFUSE_PRIORITY} fwmark {mark:#x}/{mark:#x} lookup {REFUSE_TABLE}",
+                family.as_str()
+            ),
+            Self::Throw(net) => {
+                write!(f, "route throw {net} table {RANGE_TABLE} proto {ROUTE_PROTOCOL}")
             }
+            Self::ToRange(range) => {
+                write!(f, "route {range} dev lo table {RANGE_TABLE} proto {ROUTE_PROTOCOL}")
+            }
+            Self::RangeRule(family) => {
+                write!(f, "{} rule priority {RANGE_PRIORITY} lookup {RANGE_TABLE}", family.as_str())
+            }
+            Self::MainToRange(range) => write!(f, "route {range} dev lo proto {ROUTE_PROTOCOL}"),
         }
     }
+}
+
+/// What stands, ours and others'.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Own routes and policy rules.
+    pub own: BTreeSet<Entry>,
+    /// Unicast routes of others, and those that lead nowhere, of every table.
+    pub foreign: Vec<Foreign>,
 }
 
 /// A routing request failed.
@@ -82,7 +108,6 @@ impl RouteError {
 
     /// The kernel was built without what was asked for, or it is switched off.
     pub fn is_unsupported(&self) -> bool {
-        use nix::errno::Errno;
         let unsupported = [Errno::EOPNOTSUPP, Errno::EAFNOSUPPORT, Errno::EPROTONOSUPPORT];
         self.source.raw_os_error().is_some_and(|code| unsupported.contains(&Errno::from_raw(code)))
     }
@@ -108,27 +133,9 @@ fn link() -> Result<Link, RouteError> {
 
 /// Routes of the main table that lead somewhere other than by default, and are not ours.
 pub async fn non_default_routes() -> Result<Vec<IpNet>, RouteError> {
-    let link = link()?;
-    let mut found = Vec::new();
-    for family in Family::ALL {
-        for route in main_routes(&link, family).await? {
-            if route.header.kind == RouteType::Unicast && !is_own(&route) {
-                found.extend(destination(&route).filter(|net| net.prefix_len() > 0));
-            }
-        }
-    }
-    Ok(found)
-}
-
-/// The destinations of all routes of the main table that are not ours, of whatever kind.
-pub async fn foreign_destinations() -> Result<BTreeSet<IpNet>, RouteError> {
-    let link = link()?;
-    let mut found = BTreeSet::new();
-    for family in Family::ALL {
-        let routes = main_routes(&link, family).await?;
-        found.extend(routes.iter().filter(|route| !is_own(route)).filter_map(destination));
-    }
-    Ok(found)
+    let foreign = standing().await?.foreign;
+    let usable = foreign.into_iter().filter(|route| route.is_in_main() && route.discards.is_none());
+    Ok(usable.map(|route| route.destination).filter(|net| net.prefix_len() > 0).collect())
 }
 
 /// The addresses of this machine's interfaces.
@@ -152,78 +159,77 @@ pub async fn local_addresses() -> Result<Vec<IpAddr>, RouteError> {
     Ok(found)
 }
 
-/// Own routes and policy rules as they stand, by protocol number and place.
-pub async fn own_entries() -> Result<BTreeSet<Entry>, RouteError> {
+/// Routes and policy rules as they stand. Ours are known by protocol number and place.
+pub async fn standing() -> Result<Standing, RouteError> {
     let link = link()?;
-    let mut found = BTreeSet::new();
+    let mut standing = Standing::default();
     for family in Family::ALL {
-        for route in routes(&link, family).await?.iter().filter(|route| is_own(route)) {
-            match table(route) {
-                REFUSE_TABLE => {
-                    found.insert(Entry::RefuseTable(family));
-                }
-                _ => found.extend(destination(route).map(Entry::ToRange)),
+        for route in routes(&link, family).await? {
+            if is_own(&route) {
+                standing.own.extend(message::own_route(&route, family));
+            } else {
+                standing.foreign.extend(Foreign::of(&route));
             }
         }
-        let listed: Result<Vec<RuleMessage>, _> =
-            link.handle.rule().get(version(family)).execute().try_collect().await;
-        match listed {
-            Ok(rules) => found.extend(rules.iter().filter_map(|rule| own_rule(rule, family))),
-            // A kernel without policy routing has no rules to list.
-            Err(error) => {
-                let error = RouteError::new("listing policy rules", error);
-                if !error.is_unsupported() {
-                    return Err(error);
-                }
-            }
+        let rules = rules(&link, family).await?.unwrap_or_default();
+        standing.own.extend(rules.iter().filter_map(|rule| message::own_rule(rule, family)));
+    }
+    Ok(standing)
+}
+
+/// Whether the kernel chooses between routing tables by rules, for each family that is asked for. Without, it would put
+/// what is meant for a table of ours into the main one.
+pub async fn has_policy_routing(families: &[Family]) -> Result<bool, RouteError> {
+    let link = link()?;
+    for family in families {
+        if rules(&link, *family).await?.is_none() {
+            return Ok(false);
         }
     }
-    Ok(found)
+    Ok(true)
 }
 
-/// Adds an entry. One that stands already is no error.
-pub async fn add(entry: Entry) -> Result<(), RouteError> {
+/// Adds entries, in this order. One that stands already is no error. An answer for each of them.
+pub async fn add(entries: &[Entry]) -> Result<Vec<Result<(), RouteError>>, RouteError> {
     let link = link()?;
-    let done = match entry {
-        Entry::ToRange(_) | Entry::RefuseTable(_) => {
-            link.handle.route().add(route_message(entry)).execute().await
-        }
-        Entry::RefuseRule(family, mark) => {
-            let mut request = link.handle.rule().add();
-            *request.message_mut() = rule_message(family, mark);
-            request.execute().await
-        }
-    };
-    pass_over(done, nix::errno::Errno::EEXIST)
-        .map_err(|error| RouteError::new(format!("adding {entry}"), error))
+    let mut answers = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let done = match Message::from(*entry) {
+            Message::Route(message) => link.handle.route().add(message).execute().await,
+            Message::Rule(message) => {
+                let mut request = link.handle.rule().add();
+                *request.message_mut() = message;
+                request.execute().await
+            }
+        };
+        let done = pass_over(done, Errno::EEXIST);
+        answers.push(done.map_err(|error| RouteError::new(format!("adding {entry}"), error)));
+    }
+    Ok(answers)
 }
 
-/// Removes an entry. One that is gone already is no error.
-pub async fn remove(entry: Entry) -> Result<(), RouteError> {
-    use nix::errno::Errno;
+/// Removes entries, in this order. One that is gone already is no error. Goes on after a fault and returns the first.
+pub async fn remove(entries: &[Entry]) -> Result<(), RouteError> {
     let link = link()?;
-    let (done, gone) = match entry {
-        Entry::ToRange(_) | Entry::RefuseTable(_) => {
-            (link.handle.route().del(route_message(entry)).execute().await, Errno::ESRCH)
-        }
-        Entry::RefuseRule(family, mark) => {
-            (link.handle.rule().del(rule_message(family, mark)).execute().await, Errno::ENOENT)
-        }
-    };
-    pass_over(done, gone).map_err(|error| RouteError::new(format!("removing {entry}"), error))
+    let mut first = Ok(());
+    for entry in entries {
+        let done = match Message::from(*entry) {
+            Message::Route(message) => {
+                pass_over(link.handle.route().del(message).execute().await, Errno::ESRCH)
+            }
+            Message::Rule(message) => {
+                pass_over(link.handle.rule().del(message).execute().await, Errno::ENOENT)
+            }
+        };
+        first = first.and(done.map_err(|error| RouteError::new(format!("removing {entry}"), error)));
+    }
+    first
 }
 
-fn pass_over(done: Result<(), rtnetlink::Error>, errno: nix::errno::Errno) -> Result<(), rtnetlink::Error> {
+fn pass_over(done: Result<(), rtnetlink::Error>, errno: Errno) -> Result<(), rtnetlink::Error> {
     match done {
         Err(rtnetlink::Error::NetlinkError(message)) if message.raw_code() == -(errno as i32) => Ok(()),
         other => other,
-    }
-}
-
-fn version(family: Family) -> IpVersion {
-    match family {
-        Family::V4 => IpVersion::V4,
-        Family::V6 => IpVersion::V6,
     }
 }
 
@@ -240,100 +246,16 @@ async fn routes(link: &Link, family: Family) -> Result<Vec<RouteMessage>, RouteE
     }
 }
 
-async fn main_routes(link: &Link, family: Family) -> Result<Vec<RouteMessage>, RouteError> {
-    let mut routes = routes(link, family).await?;
-    routes.retain(|route| table(route) == u32::from(RouteHeader::RT_TABLE_MAIN));
-    Ok(routes)
-}
-
-fn table(route: &RouteMessage) -> u32 {
-    let attribute = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Table(table) => Some(*table),
-        _ => None,
-    });
-    attribute.unwrap_or(u32::from(route.header.table))
-}
-
-fn is_own(route: &RouteMessage) -> bool {
-    route.header.protocol == RouteProtocol::Other(ROUTE_PROTOCOL)
-}
-
-/// The destination; the default route's is a prefix of length 0.
-fn destination(route: &RouteMessage) -> Option<IpNet> {
-    let address = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(RouteAddress::Inet(ip)) => Some(IpAddr::V4(*ip)),
-        RouteAttribute::Destination(RouteAddress::Inet6(ip)) => Some(IpAddr::V6(*ip)),
-        _ => None,
-    });
-    let unspecified = match route.header.address_family {
-        rtnetlink::packet_route::AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
-        _ => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+/// All policy rules of a family. `None` where the kernel was built without policy routing, which lists none.
+async fn rules(link: &Link, family: Family) -> Result<Option<Vec<RuleMessage>>, RouteError> {
+    let version = match family {
+        Family::V4 => IpVersion::V4,
+        Family::V6 => IpVersion::V6,
     };
-    IpNet::new(address.unwrap_or(unspecified), route.header.destination_prefix_length).ok()
-}
-
-/// The message that adds or removes a route of ours. For a policy rule there is [`rule_message`].
-fn route_message(entry: Entry) -> RouteMessage {
-    let own = RouteProtocol::Other(ROUTE_PROTOCOL);
-    match entry {
-        Entry::ToRange(IpNet::V4(range)) => RouteMessageBuilder::<Ipv4Addr>::new()
-            .destination_prefix(range.network(), range.prefix_len())
-            .output_interface(LOOPBACK_INDEX)
-            .scope(RouteScope::Link)
-            .protocol(own)
-            .build(),
-        Entry::ToRange(IpNet::V6(range)) => RouteMessageBuilder::<Ipv6Addr>::new()
-            .destination_prefix(range.network(), range.prefix_len())
-            .output_interface(LOOPBACK_INDEX)
-            .protocol(own)
-            .build(),
-        Entry::RefuseTable(Family::V4) | Entry::RefuseRule(Family::V4, _) => {
-            RouteMessageBuilder::<Ipv4Addr>::new()
-                .output_interface(LOOPBACK_INDEX)
-                .scope(RouteScope::Host)
-                .kind(RouteType::Local)
-                .table_id(REFUSE_TABLE)
-                .protocol(own)
-                .build()
-        }
-        Entry::RefuseTable(Family::V6) | Entry::RefuseRule(Family::V6, _) => {
-            RouteMessageBuilder::<Ipv6Addr>::new()
-                .output_interface(LOOPBACK_INDEX)
-                .kind(RouteType::Local)
-                .table_id(REFUSE_TABLE)
-                .protocol(own)
-                .build()
-        }
+    let listed = link.handle.rule().get(version).execute().try_collect().await;
+    match listed.map_err(|error| RouteError::new("listing policy rules", error)) {
+        Ok(rules) => Ok(Some(rules)),
+        Err(error) if error.is_unsupported() => Ok(None),
+        Err(error) => Err(error),
     }
-}
-
-fn rule_message(family: Family, mark: u32) -> RuleMessage {
-    use rtnetlink::packet_route::AddressFamily;
-    let mut message = RuleMessage::default();
-    message.header.family = match family {
-        Family::V4 => AddressFamily::Inet,
-        Family::V6 => AddressFamily::Inet6,
-    };
-    message.header.action = RuleAction::ToTable;
-    message.attributes = vec![
-        RuleAttribute::Priority(REFUSE_PRIORITY),
-        RuleAttribute::FwMark(mark),
-        RuleAttribute::FwMask(mark),
-        RuleAttribute::Table(REFUSE_TABLE),
-        RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)),
-    ];
-    message
-}
-
-/// The entry that a listed policy rule is, if it is one of ours.
-fn own_rule(rule: &RuleMessage, family: Family) -> Option<Entry> {
-    let has = |wanted: &RuleAttribute| rule.attributes.contains(wanted);
-    let ours = has(&RuleAttribute::Protocol(RouteProtocol::Other(ROUTE_PROTOCOL)))
-        && has(&RuleAttribute::Priority(REFUSE_PRIORITY))
-        && has(&RuleAttribute::Table(REFUSE_TABLE));
-    let mark = rule.attributes.iter().find_map(|attribute| match attribute {
-        RuleAttribute::FwMark(mark) => Some(*mark),
-        _ => None,
-    })?;
-    ours.then_some(Entry::RefuseRule(family, mark))
 }

@@ -180,11 +180,18 @@ impl Container {
         });
     }
 
-    /// `/proc/PID/status` of the agent, seen from outside.
-    fn proc_status(&self) -> String {
-        let pid = fs::read_to_string(self.home.join("runtime/agent/status")).expect("the runtime's state");
-        let pid: Value = serde_json::from_str(&pid).expect("JSON");
-        fs::read_to_string(format!("/proc/{}/status", pid["pid"])).expect("it runs")
+    /// `/proc/PID/status` of the keeper and of the worker that it started, seen from outside.
+    fn proc_status(&self) -> Vec<String> {
+        let state = fs::read_to_string(self.home.join("runtime/agent/status")).expect("the runtime's state");
+        let state: Value = serde_json::from_str(&state).expect("JSON");
+        let keeper = state["pid"].to_string();
+        let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).expect("it runs");
+        let processes = [keeper.as_str()].into_iter().chain(children.split_whitespace());
+        // Programs that the worker starts are its own children.
+        let statuses: Vec<String> =
+            processes.filter_map(|pid| fs::read_to_string(format!("/proc/{pid}/status")).ok()).collect();
+        assert!(statuses.len() >= 2, "{statuses:?}");
+        statuses
     }
 
     /// Sends SIGTERM as the kubelet does, and returns the exit code.
@@ -237,24 +244,19 @@ fn the_daemonset_s_rights_suffice(backend: &str) {
     agent.wait_ready();
 
     // Exactly these rights, and no way to more.
-    let status = agent.proc_status();
-    let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
-    };
-    for set in ["CapEff", "CapPrm", "CapBnd"] {
-        assert_eq!(field(set), mask(&names), "{set}");
-    }
-    for set in ["CapInh", "CapAmb"] {
-        assert_eq!(field(set), "0000000000000000", "{set}");
-    }
-    assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()));
-
-    for line in status
-        .lines()
-        .filter(|line| ["Cap", "NoNewPrivs", "Seccomp:"].iter().any(|name| line.starts_with(name)))
-    {
-        println!("{backend}: {line}");
+    for status in agent.proc_status() {
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+            line.unwrap_or_else(|| panic!("no {name} in {status}")).trim().to_owned()
+        };
+        for set in ["CapEff", "CapPrm", "CapBnd"] {
+            assert_eq!(field(set), mask(&names), "{set}");
+        }
+        for set in ["CapInh", "CapAmb"] {
+            assert_eq!(field(set), "0000000000000000", "{set}");
+        }
+        assert_eq!((field("NoNewPrivs"), field("Seccomp")), ("1".to_owned(), "2".to_owned()));
+        println!("{backend}: pid {} has CapEff {}", field("Pid"), field("CapEff"));
     }
 
     // They suffice: nothing is degraded, and clients of every kind are served or refused.

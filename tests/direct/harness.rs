@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use edgesplice::balance::{BackendState, PortView, Upstream, Upstreams};
-use edgesplice::config::ProxySettings;
+use edgesplice::config::{HttpSettings, ProxySettings};
 use edgesplice::life::Drain;
 use edgesplice::model::{
     Backend, BackendAddr, BackendSet, Frontend, Mode, OutlierDetection, Policy, PortId, Protocol, Reach,
@@ -46,6 +46,7 @@ pub(crate) fn settings() -> ProxySettings {
         max_connections: 0,
         max_per_source: 0,
         keep_rules: false,
+        http: HttpSettings::default(),
     }
 }
 

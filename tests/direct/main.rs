@@ -5,6 +5,7 @@
 mod dial;
 mod drain;
 mod harness;
+mod http;
 mod limits;
 mod relay;
 mod routing;

@@ -7,11 +7,24 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::{AccessFlags, access};
 
 use super::finding;
+use crate::config::UsageError;
 use crate::obs::api::{Finding, Severity};
 
 /// A snapshot of ten thousand services takes a few megabytes, and two stand there while one replaces the other; so
 /// does a backup of the rules.
 const ENOUGH: u64 = 32 << 20;
+
+/// Refuses a folder that can never be made, because something above it is a file.
+pub fn refuse_impossible(state_dir: &Path) -> Result<(), UsageError> {
+    let shown = state_dir.display();
+    match state_dir.ancestors().find(|path| path.exists()) {
+        Some(there) if !there.is_dir() => Err(UsageError::new(format!(
+            "stateDir is {shown}, which cannot be made: {} is a file; name another folder with --state-dir",
+            there.display()
+        ))),
+        _ => Ok(()),
+    }
+}
 
 /// Looks at the folder, or at the nearest one above it that exists. Writes nothing.
 pub(super) fn check(state_dir: &Path) -> Option<Finding> {
@@ -37,7 +50,8 @@ pub(super) fn check(state_dir: &Path) -> Option<Finding> {
         }
     }
     let room = statvfs(there).ok()?;
-    let free = room.blocks_available().saturating_mul(room.fragment_size());
+    #[allow(clippy::useless_conversion, reason = "32-bit systems count in 32 bits, and rooms are larger")]
+    let free = u64::from(room.blocks_available()).saturating_mul(u64::from(room.fragment_size()));
     let what = if room.files() > 0 && room.files_available() == 0 {
         "has no room for another file".to_owned()
     } else if free < ENOUGH {
@@ -63,6 +77,9 @@ mod tests {
         assert_eq!(id(&dir.path().join("not/yet/there")), None);
         assert!(!dir.path().join("not").exists());
         assert_eq!(id(&file.join("state")), Some("state-dir".to_owned()));
+        assert!(refuse_impossible(&dir.path().join("not/yet/there")).is_ok());
+        let error = refuse_impossible(&file.join("state")).unwrap_err().to_string();
+        assert!(error.contains("state, which cannot be made: ") && error.contains("--state-dir"), "{error}");
         // No folder can be made there; which of the two it is called depends on what root may do.
         assert!(id(Path::new("/proc/edgesplice")).is_some());
     }

@@ -5,6 +5,7 @@
 
 mod clock;
 mod disk;
+mod marks;
 mod ports;
 mod reach;
 
@@ -13,13 +14,17 @@ use crate::dns;
 use crate::obs::api::{Finding, Severity};
 use crate::rules;
 
-use super::offline;
+use super::{control, instance, neighbours, offline};
+
+pub use disk::refuse_impossible;
 
 /// What a look at the machine brought.
 #[derive(Clone, Debug, Default)]
 pub struct Checkup {
     /// The packet filter that the agent would use, and why; empty if there is none.
     pub packet_filter: String,
+    /// What is as it is on most nodes, and what to do if it is to be otherwise; each a line.
+    pub notes: Vec<String>,
     /// What was found, the worst first; nothing on a healthy node.
     pub findings: Vec<Finding>,
 }
@@ -32,10 +37,17 @@ fn finding(id: &str, severity: Severity, what: impl Into<String>, mend: impl Int
 pub fn check(settings: &Settings) -> anyhow::Result<Checkup> {
     offline::runtime()?.block_on(async {
         let mut findings = Vec::new();
-        let mut ranges = settings.intercept.service_cidrs.clone();
+        let mut known = rules::Known {
+            ranges: settings.intercept.service_cidrs.clone(),
+            dns: neighbours::own_servers(settings),
+            ..rules::Known::default()
+        };
         if settings.source.manifests.is_some() {
             match offline::begin(settings).await {
-                Ok((_, found)) => ranges = found,
+                Ok((snapshot, found)) => {
+                    known.alone = Some(control::skipped(&snapshot));
+                    known.ranges = found;
+                }
                 Err(error) => findings.push(finding(
                     "source-manifests",
                     Severity::Problem,
@@ -44,16 +56,26 @@ pub fn check(settings: &Settings) -> anyhow::Result<Checkup> {
                 )),
             }
         }
-        let rules = rules::checkup(&settings.intercept, &ranges).await;
+        let rules = rules::checkup(&settings.intercept, &known).await;
         findings.extend(rules.findings.into_iter().map(from_rules));
-        findings.extend(dns::probe::findings(&settings.dns).await);
+        let names = dns::probe::findings(&settings.dns, &known.ranges, instance::holder().is_some()).await;
+        let (notes, names): (Vec<Finding>, _) = names.into_iter().partition(is_usual);
+        findings.extend(names);
+        findings.extend(marks::check());
         findings.extend(ports::check(settings));
         findings.extend(disk::check(&settings.state_dir));
         findings.extend(clock::check().await);
         findings.extend(reach::check(&settings.source).await);
         findings.sort_by_key(|finding| finding.severity);
-        Ok(Checkup { packet_filter: rules.packet_filter, findings })
+        let notes = notes.into_iter().map(|note| format!("{}; {}", note.what, note.mend)).collect();
+        Ok(Checkup { packet_filter: rules.packet_filter, notes, findings })
     })
+}
+
+/// Whether it is no fault but a choice. Processes of the host itself find the cluster's names only where somebody has
+/// arranged for it, on nodes of every Kubernetes; pods do without.
+fn is_usual(finding: &Finding) -> bool {
+    finding.severity == Severity::Info && finding.id.starts_with("dns-")
 }
 
 fn from_rules(found: rules::Finding) -> Finding {

@@ -1,6 +1,5 @@
 //! The addresses that the agent binds: whether somebody has them already.
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -25,7 +24,7 @@ pub(super) fn check(settings: &Settings) -> Vec<Finding> {
     let agent = instance::holder();
     // Sockets of an agent in another container cannot be told from others.
     let hidden = agent.is_some_and(|pid| pid <= 0);
-    let own = agent.and_then(|pid| u32::try_from(pid).ok()).map(sockets_of).unwrap_or_default();
+    let own = instance::sockets();
     let foreign: Vec<Listening> =
         there.into_iter().filter(|one| !hidden && !own.contains(&one.inode)).collect();
     let blocked = |wanted: &Wanted| {
@@ -61,19 +60,11 @@ fn wanted(settings: &Settings) -> Vec<Wanted> {
     wanted
 }
 
-/// The numbers of the sockets that a process has open; none if that may not be seen.
-fn sockets_of(pid: u32) -> BTreeSet<u64> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-    let number =
-        |link: std::path::PathBuf| link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
-    entries.filter_map(|entry| number(fs::read_link(entry.path()).ok()?)).collect()
-}
-
 /// The process that has a socket open.
 fn owner(inode: u64) -> Option<String> {
     let entries = fs::read_dir("/proc").ok()?.flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let pid = pids.into_iter().find(|pid| sockets_of(*pid).contains(&inode))?;
+    let pid = pids.into_iter().find(|pid| instance::sockets_of(*pid).contains(&inode))?;
     let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
     Some(format!("process {pid} ({})", name.trim_end()))
 }

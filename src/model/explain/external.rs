@@ -22,10 +22,6 @@ impl Explain<'_> {
         let plural = |count: usize| if count == 1 { "backend" } else { "backends" };
         let (some, near) = (outside.eligible.len(), here.eligible.len());
         let door = port.door(at);
-        if protocol == Protocol::Udp {
-            let why = format!("a {kind}, and datagrams to those are left to others on this node");
-            return Some(self.answer(port, at, outside, (Verdict::NotIntercepted, why)));
-        }
         let (verdict, mut why) = match door.audience {
             Audience::All => (Verdict::Proxied, format!("a {kind}: {some} {} may be picked", plural(some))),
             Audience::Here => {

@@ -168,6 +168,7 @@ fn backends_are_listed_with_state_and_reason() {
             active_connections: 1,
             connections_total: 2,
             failures_total: 3,
+            requests_total: 0,
         })
     };
     let got = resolve(known(&got, &ranges(), &live), "web:80").unwrap();

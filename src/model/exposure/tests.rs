@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::super::external::{Audience, Via};
 use super::super::testing::*;
-use super::super::types::Snapshot;
+use super::super::types::{Protocol, Snapshot};
 use super::super::{Local, Store, diff};
 use super::*;
 use crate::source::slim::{Kind, Object};
@@ -15,7 +15,8 @@ fn ip(text: &str) -> IpAddr {
 
 fn local() -> Local {
     let mut local = Local::new("edge-a");
-    local.own_addresses = ["127.0.0.1", "192.168.77.1", "10.244.1.1"].map(ip).into();
+    local.own_addresses =
+        ["127.0.0.1", "192.168.77.1", "10.244.1.1", "169.254.96.16", "fe80::1"].map(ip).into();
     local
 }
 
@@ -128,6 +129,7 @@ fn node_ports_are_served_at_the_addresses_asked_for() {
     let all = ["10.244.1.1:30080/TCP web", "192.168.77.1:30080/TCP web"];
     assert_eq!(at(ranges(&["0.0.0.0/0"]), objects()), all);
     assert_eq!(at(ranges(&["127.0.0.0/8"]), objects()), ["127.0.0.1:30080/TCP web"]);
+    assert_eq!(at(ranges(&["169.254.0.0/16"]), objects()), [""; 0], "the agent's own address for DNS");
 }
 
 #[test]
@@ -169,20 +171,35 @@ fn what_others_have_on_this_node_stays_theirs() {
     let (mut store, snapshot) =
         world(local(), vec![own_node(), exposed(&json!({})), host_port("far", "edge-b")]);
     assert_eq!(external(&snapshot), ["192.168.77.1:30080/TCP web"]);
-    assert_eq!(store.exposed_ports(), BTreeSet::from([30080]));
+    assert_eq!(store.exposed_ports(), BTreeSet::from([(Protocol::Tcp, 30080)]));
     store.upsert(host_port("near", "edge-a"));
     let snapshot = store.snapshot();
     assert_eq!(external(&snapshot), [""; 0]);
     assert!(snapshot.warnings.iter().any(|w| w.contains("pod default/near")), "{:?}", snapshot.warnings);
-    assert_eq!(store.exposed_ports(), BTreeSet::from([30080]), "still watched");
+    assert_eq!(store.exposed_ports(), BTreeSet::from([(Protocol::Tcp, 30080)]), "still watched");
     store.delete(&key(Kind::Pod, "near"));
     assert_eq!(external(&store.snapshot()), ["192.168.77.1:30080/TCP web"]);
 
     for (listener, taken) in [("192.168.77.1:30080", true), ("[::]:30080", true), ("127.0.0.1:30080", false)]
     {
-        store.set_local(Local { listening: [addr(listener)].into(), ..local() });
+        let at = addr(listener);
+        let listener = Frontend { ip: at.ip(), port: at.port(), protocol: Protocol::Tcp };
+        store.set_local(Local { listening: [listener].into(), ..local() });
         assert_eq!(store.snapshot().external.is_empty(), taken, "{listener}");
     }
+}
+
+#[test]
+fn datagrams_and_streams_have_their_own_ports() {
+    let both = json!({"type": "NodePort", "ports": [
+        {"name": "t", "port": 53, "nodePort": 30053}, {"name": "u", "port": 53, "nodePort": 30053, "protocol": "UDP"}]});
+    let objects = vec![own_node(), service("names", "10.96.0.3", &both)];
+    let (mut store, snapshot) = world(local(), objects);
+    assert_eq!(external(&snapshot), ["192.168.77.1:30053/TCP names", "192.168.77.1:30053/UDP names"]);
+    assert_eq!(store.exposed_ports(), BTreeSet::from([(Protocol::Tcp, 30053), (Protocol::Udp, 30053)]));
+    let any = Frontend { ip: ip("0.0.0.0"), port: 30053, protocol: Protocol::Udp };
+    store.set_local(Local { listening: [any].into(), ..local() });
+    assert_eq!(external(&store.snapshot()), ["192.168.77.1:30053/TCP names"]);
 }
 
 #[test]

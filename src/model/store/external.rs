@@ -13,12 +13,12 @@ use super::super::types::{Frontend, Protocol, ServicePort, Snapshot};
 use super::Store;
 
 impl Store {
-    /// The TCP ports of the external frontends at this host's own addresses, those that are left alone as well:
-    /// where others might listen.
-    pub fn exposed_ports(&self) -> BTreeSet<u16> {
-        let tcp = self.external_claims.iter().filter(|(frontend, _)| frontend.protocol == Protocol::Tcp);
-        let own = tcp.filter(|(frontend, _)| self.local.own_addresses.contains(&frontend.ip));
-        own.map(|(frontend, _)| frontend.port).collect()
+    /// The ports of the external frontends at this host's own addresses, those that are left alone as well: where
+    /// others might listen.
+    pub fn exposed_ports(&self) -> BTreeSet<(Protocol, u16)> {
+        let served = self.external_claims.iter().filter(|(frontend, _)| frontend.protocol != Protocol::Sctp);
+        let own = served.filter(|(frontend, _)| self.local.own_addresses.contains(&frontend.ip));
+        own.map(|(frontend, _)| (frontend.protocol, frontend.port)).collect()
     }
 
     /// Notes the host ports of a pod of this node, or strikes them out, and marks the Services that they concern.

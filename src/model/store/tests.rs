@@ -536,9 +536,23 @@ fn settings_come_from_annotation_rule_and_spec() {
             Some("not the name of an HTTP header"),
         ),
         (
-            json!({"consistentHash": {"httpCookie": {"name": "c"}}}),
+            json!({"consistentHash": {"httpQueryParameterName": "c"}}),
             Policy::LeastRequest,
-            Some("httpHeaderName and useSourceIp"),
+            Some("httpHeaderName, httpCookie and useSourceIp"),
+        ),
+        (
+            json!({"consistentHash": {"httpCookie": {"name": "c", "path": "/", "ttl": "5s"}}}),
+            Policy::Cookie(std::sync::Arc::new(crate::model::CookieRule {
+                name: "c".into(),
+                path: "/".into(),
+                ttl: Some(Duration::from_secs(5)),
+            })),
+            None,
+        ),
+        (
+            json!({"consistentHash": {"httpCookie": {"name": "c d"}}}),
+            Policy::LeastRequest,
+            Some("not the name of a cookie"),
         ),
     ];
     store.upsert(web(None));

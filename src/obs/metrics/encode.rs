@@ -162,6 +162,19 @@ impl Out<'_> {
         self.metric.encode_histogram(read.sum, read.count, &read.buckets, none)
     }
 
+    /// One histogram of several. `buckets`: upper bounds, the last one infinity, each with its own count.
+    pub(super) fn histogram_of(
+        &mut self,
+        labels: &[&str],
+        sum: f64,
+        buckets: &[(f64, u64)],
+    ) -> Result<(), Error> {
+        let set: Vec<(&str, &str)> = self.labels.iter().copied().zip(labels.iter().copied()).collect();
+        let none: NoExemplars<'_> = None;
+        let count = buckets.iter().map(|(_, count)| count).sum();
+        self.metric.encode_family(&set)?.encode_histogram(sum, count, buckets, none)
+    }
+
     /// What tells what was built.
     pub(super) fn info(&mut self, values: &[&str]) -> Result<(), Error> {
         let set: Vec<(&str, &str)> = self.labels.iter().copied().zip(values.iter().copied()).collect();

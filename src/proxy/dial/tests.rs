@@ -2,6 +2,7 @@
 
 use std::future::pending;
 use std::io::ErrorKind;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 
 use super::*;
@@ -134,7 +135,9 @@ impl World {
             upstreams: &self.upstreams,
             upstream: &self.upstream,
             pool: self.upstream.pool(FRONTEND.ip),
-            client: FRONTEND.ip,
+            client: FRONTEND.ip.into(),
+            picked: None,
+            avoid: &[],
             limits: LIMITS,
             guard: &|_| false,
         };

@@ -235,7 +235,7 @@ impl Holder {
         let open = upstream.counters.active.load(Relaxed);
         let room = active + (self.hold.waiting.len() as u64) < shared.max_connections
             && upstream.port.max_connections.is_none_or(|most| open < most.into());
-        (room && upstream.port.mode != Mode::Http).then_some((upstream, via))
+        (room && !shared.http.serves(&upstream)).then_some((upstream, via))
     }
 }
 
@@ -256,7 +256,9 @@ impl Dial {
             upstreams,
             upstream: &upstream,
             pool: upstream.pool_via(via, syn.to.ip()),
-            client: syn.client.ip(),
+            client: syn.client.ip().into(),
+            picked: None,
+            avoid: &[],
             limits: shared.limits,
             guard: &*shared.guard,
         };
@@ -284,7 +286,9 @@ impl Dial {
                     counter.fetch_add(1, Relaxed);
                 }
                 shared.counters.refusals.add(conn::kind_of(&why));
-                if matches!(why, DialError::Exhausted { all_refused: true, .. }) {
+                if matches!(why, DialError::Exhausted { all_refused: true, .. })
+                    && upstream.port.mode != Mode::Http
+                {
                     upstreams.hold(&upstream, syn.to.ip());
                 }
                 if let Some(packet) = hold.waiting.failed(syn) {

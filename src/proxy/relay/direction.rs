@@ -56,6 +56,11 @@ pub(super) struct Direction {
 }
 
 impl Direction {
+    /// A direction in which `bytes` come first.
+    pub(super) fn after(bytes: &[u8]) -> Self {
+        Self { leftover: Leftover::of(bytes), ..Self::default() }
+    }
+
     /// Ready when the source has ended with all delivered, or one half broke. Bytes are added to `count` as the
     /// receiver takes them. `last_may_wait`: whoever calls ends the receiver's stream as soon as this is ready.
     pub(super) fn poll(

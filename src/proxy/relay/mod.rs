@@ -78,6 +78,14 @@ impl Relay {
         }
     }
 
+    /// Delivers first what was read from the client (`up`) and from the backend (`down`) before.
+    #[must_use]
+    pub fn with_ahead(mut self, up: &[u8], down: &[u8]) -> Self {
+        self.up = Direction::after(up);
+        self.down = Direction::after(down);
+        self
+    }
+
     /// Moves what can be moved. Ready once the connection has ended; after a reset both sockets are set to reset.
     pub fn poll(&mut self, cx: &mut Context<'_>, pipes: &PipePool) -> Poll<End> {
         let end = match self.poll_end(cx, pipes) {

@@ -1,4 +1,4 @@
-//! Datagrams: one transparent socket for each served `clusterIP:port`, one connected socket for each client of it.
+//! Datagrams: one transparent socket for each served `IP:port`, one connected socket for each client of it.
 //!
 //! Packets arrive untranslated (see `rules`), so that answers sent from the same socket come from the address the
 //! client asked. A flow keeps its backend for as long as connection tracking would keep it, and loses it at once when
@@ -98,6 +98,11 @@ impl UdpPlane {
         runtime.spawn(Arc::clone(&port).run(Arc::clone(&self.shared)));
         self.ports.insert(frontend, port);
         Ok(())
+    }
+
+    /// Whether `frontend` is open.
+    pub fn is_open(&self, frontend: &Frontend) -> bool {
+        self.ports.contains_key(frontend)
     }
 
     /// Closes `frontend` and ends its flows.

@@ -10,8 +10,9 @@ use std::time::Duration;
 use tokio::net::UdpSocket;
 use tokio_util::sync::CancellationToken;
 
-use crate::balance::{Tick, Upstream};
+use crate::balance::{Lease, Tick, Upstream};
 use crate::model::Frontend;
+use crate::net::datagram::{self, Bunch};
 use crate::net::sock;
 
 use super::session::{Entry, Session};
@@ -40,6 +41,7 @@ pub(super) struct Port {
 impl Port {
     /// Must be called inside the runtime that is to serve it.
     pub(super) fn new(frontend: Frontend, socket: StdSocket) -> io::Result<Self> {
+        datagram::take_bunches(&socket);
         Ok(Self {
             frontend,
             socket: UdpSocket::from_std(socket)?,
@@ -68,25 +70,27 @@ impl Port {
     fn take_batch(self: &Arc<Self>, shared: &Arc<Shared>) -> bool {
         with_buffer(|buffer| {
             for _ in 0..BATCH {
-                match self.socket.try_recv_from(buffer) {
-                    Ok((length, client)) => self.pass_on(client, &buffer[..length], shared),
+                match datagram::receive(&self.socket, buffer) {
+                    Ok((length, size, Some(client))) => {
+                        self.pass_on(client, Bunch { bytes: &buffer[..length], size }, shared);
+                    }
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => return false,
                     // An error that some client's host reported about an answer; taken off the socket with this.
-                    Err(_) => {}
+                    Ok((_, _, None)) | Err(_) => {}
                 }
             }
             true
         })
     }
 
-    fn pass_on(self: &Arc<Self>, client: SocketAddr, datagram: &[u8], shared: &Arc<Shared>) {
+    fn pass_on(self: &Arc<Self>, client: SocketAddr, bunch: Bunch<'_>, shared: &Arc<Shared>) {
         for _ in 0..TRIES {
             let known = self.lock().get(&client).map(|entry| Arc::clone(&entry.session));
             let session = match known.map_or_else(|| self.begin(client, shared), Ok) {
                 Ok(session) => session,
                 Err(why) => return shared.dropped(client, &why),
             };
-            match session.send(datagram, shared) {
+            match session.send(bunch, shared) {
                 Ok(()) => return,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     return shared.dropped(client, "the backend's socket is full");
@@ -102,8 +106,9 @@ impl Port {
 
     /// Begins a flow: picks a backend and connects a socket to it.
     fn begin(self: &Arc<Self>, client: SocketAddr, shared: &Arc<Shared>) -> Result<Arc<Session>, String> {
-        let upstream = shared.upstreams.lookup(&self.frontend).ok_or("no service port is offered there")?;
-        let pool = upstream.pool(self.frontend.ip);
+        let route = shared.upstreams.route(&self.frontend, client.ip());
+        let (upstream, via) = route.ok_or("no service port is offered there to that client")?;
+        let pool = upstream.pool_via(via, self.frontend.ip);
         let now = shared.upstreams.now();
         let mut tried: Vec<usize> =
             self.avoided(now).and_then(|addr| pool.position(addr)).into_iter().collect();
@@ -120,14 +125,18 @@ impl Port {
             };
             tried.push(index);
             let endpoint = &pool.endpoints()[index];
-            if (shared.guard)(endpoint.addr) {
+            // At a node port of this node, this program itself would be the backend's client, over and over.
+            let at = Frontend { ip: endpoint.addr.ip(), port: endpoint.addr.port(), ..self.frontend };
+            if (shared.guard)(endpoint.addr) || shared.upstreams.is_offered(&at) {
                 "it would lead back here".clone_into(&mut last);
                 continue;
             }
             match sock::udp_connect(endpoint.addr, shared.own_mark).and_then(UdpSocket::from_std) {
                 Ok(socket) => {
+                    datagram::take_bunches(&socket);
+                    datagram::tell_errors(&socket);
                     self.make_room(shared)?;
-                    return Ok(self.enter(client, socket, &upstream, index, shared));
+                    return Ok(self.enter(client, socket, &upstream, endpoint.lease(), shared));
                 }
                 Err(e) => {
                     if sock::is_shortage(&e) {
@@ -163,10 +172,9 @@ impl Port {
         client: SocketAddr,
         socket: UdpSocket,
         upstream: &Arc<Upstream>,
-        index: usize,
+        lease: Lease,
         shared: &Arc<Shared>,
     ) -> Arc<Session> {
-        let lease = upstream.pool(self.frontend.ip).endpoints()[index].lease();
         let now = shared.upstreams.now();
         let session =
             Arc::new(Session::new(client, socket, Arc::clone(upstream), lease, Arc::clone(shared), now));
@@ -177,8 +185,8 @@ impl Port {
     }
 
     /// Sends an answer to a client.
-    pub(super) fn answer(&self, client: SocketAddr, datagram: &[u8]) -> io::Result<usize> {
-        self.socket.try_send_to(datagram, client)
+    pub(super) fn answer(&self, client: SocketAddr, bunch: Bunch<'_>) -> io::Result<usize> {
+        datagram::send(&self.socket, bunch, Some(client))
     }
 
     /// Ends a flow whose backend cannot be reached, and remembers that for the next ones.
@@ -206,13 +214,12 @@ impl Port {
         unreachable.filter(|(_, at)| now < at.after(AVOID)).map(|(addr, _)| addr)
     }
 
-    /// Ends the flows whose backend is gone.
+    /// Ends the flows whose backend is gone, or is not for their client any more.
     pub(super) fn prune(&self, shared: &Shared) {
-        let upstream = shared.upstreams.lookup(&self.frontend);
-        self.lock().retain(|_, entry| {
-            upstream.as_ref().is_some_and(|upstream| {
+        self.lock().retain(|client, entry| {
+            shared.upstreams.route(&self.frontend, client.ip()).is_some_and(|(upstream, via)| {
                 entry.session.belongs_to(&upstream.port.id)
-                    && upstream.pool(self.frontend.ip).position(entry.session.backend()).is_some()
+                    && upstream.pool_via(via, self.frontend.ip).position(entry.session.backend()).is_some()
             })
         });
     }

@@ -12,6 +12,9 @@ use tokio::task::AbortHandle;
 use crate::balance::{Lease, Tick, Upstream};
 use crate::model::PortId;
 
+use crate::net::datagram::{self, Bunch};
+use crate::net::sock;
+
 use super::port::Port;
 use super::{Shared, with_buffer};
 
@@ -36,7 +39,7 @@ pub(super) struct Session {
     stream: AtomicBool,
 }
 
-/// A flow in its table. Its task ends with it.
+/// A flow in its table. Its task ends with it, and its place among the flows is free again.
 pub(super) struct Entry {
     pub(super) session: Arc<Session>,
     pub(super) task: AbortHandle,
@@ -45,6 +48,8 @@ pub(super) struct Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         self.task.abort();
+        // Now, not when the task has come to its end: the place is wanted by the next flow.
+        self.session.shared.counters.sessions.fetch_sub(1, Relaxed);
     }
 }
 
@@ -84,14 +89,15 @@ impl Session {
         self.shared.upstreams.note_failure(self.lease.endpoint(), &self.upstream.ejection);
     }
 
-    /// Passes a datagram on to the backend.
-    pub(super) fn send(&self, datagram: &[u8], shared: &Shared) -> io::Result<()> {
-        let sent = match self.socket.try_send(datagram) {
-            // tokio has yet to hear that a new socket is writable; the kernel knows.
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                socket2::SockRef::from(&self.socket).send(datagram)?
+    /// Passes datagrams on to the backend.
+    pub(super) fn send(&self, bunch: Bunch<'_>, shared: &Shared) -> io::Result<()> {
+        let sent = match datagram::send(&self.socket, bunch, None) {
+            // News of the way's smaller packets, and not about this datagram: the kernel now knows, and cuts it up.
+            Err(e) if sock::is_too_large(&e) => {
+                datagram::forget_errors(&self.socket);
+                datagram::send(&self.socket, bunch, None)?
             }
-            other => other?,
+            sent => sent?,
         };
         self.upstream.counters.bytes_in.fetch_add(sent as u64, Relaxed);
         self.last.store(shared.upstreams.now().0, Relaxed);
@@ -124,9 +130,13 @@ impl Session {
     fn take_batch(&self, port: &Port, shared: &Shared) -> io::Result<bool> {
         with_buffer(|buffer| {
             for _ in 0..BATCH {
-                let length = match self.socket.try_recv(buffer) {
-                    Ok(length) => length,
+                let (length, size) = match datagram::receive(&self.socket, buffer) {
+                    Ok((length, size, _)) => (length, size),
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                    Err(e) if sock::is_too_large(&e) => {
+                        datagram::forget_errors(&self.socket);
+                        continue;
+                    }
                     Err(e) => return Err(e),
                 };
                 let now = shared.upstreams.now();
@@ -134,7 +144,7 @@ impl Session {
                 if !self.answered.swap(true, Relaxed) {
                     self.lease.endpoint().answered(now);
                 }
-                match port.answer(self.client, &buffer[..length]) {
+                match port.answer(self.client, Bunch { bytes: &buffer[..length], size }) {
                     Ok(_) => _ = self.upstream.counters.bytes_out.fetch_add(length as u64, Relaxed),
                     Err(_) => shared.dropped(self.client, "the answer cannot be sent"),
                 }
@@ -147,6 +157,5 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         self.upstream.counters.active.fetch_sub(1, Relaxed);
-        self.shared.counters.sessions.fetch_sub(1, Relaxed);
     }
 }

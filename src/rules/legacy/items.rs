@@ -1,5 +1,6 @@
 //! The judgement of links, routes, files and name servers.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -28,7 +29,8 @@ pub(super) fn of_edgemesh(facts: &Facts, options: &Options, evidence: &Evidence,
             }
         })
         .collect();
-    plan.name_servers = facts.resolver.iter().flat_map(|file| judge_servers(file, facts, evidence)).collect();
+    plan.name_servers =
+        facts.resolver.iter().flat_map(|file| judge_servers(file, facts, evidence, options)).collect();
 }
 
 /// Adds what this program left besides rules; with `busy` it stays. Says whether there was any.
@@ -72,14 +74,14 @@ fn judge_link(link: &Link, facts: &Facts, options: &Options, evidence: &Evidence
             Item::removed(name, "link of EdgeMesh in KubeEdge v1.1 and v1.2")
         }
         FAKE_LINK => {
-            return Some(Item::left(
+            return Some(Item::blocked(
                 name,
                 format!("not EdgeMesh's: that one is a dummy with addresses of {FAKE_RANGE} alone"),
             ));
         }
         TUN_LINK if link.kind == "tun" => Item::removed(name, "tunnel device of EdgeMesh v1.15.0 and later"),
         TUN_LINK => {
-            return Some(Item::left(
+            return Some(Item::blocked(
                 name,
                 format!("not EdgeMesh's: that one is a TUN device, this is a {}", kind(link)),
             ));
@@ -146,19 +148,27 @@ fn judge_route(route: &Route, facts: &Facts, evidence: &Evidence) -> Option<Item
         .any(|link| LISTEN_LINKS.contains(&link.name.as_str()) && link.addresses.contains(&gateway));
     let hint = "leads to this machine itself, as EdgeMesh v1.7.0's did, but no rule of EdgeMesh names its range; \
                 delete it with `ip route del` if nobody needs it";
-    bridge.then(|| Item::left(name, hint))
+    bridge.then(|| Item::blocked(name, hint))
 }
 
-fn judge_servers(file: &Resolver, facts: &Facts, evidence: &Evidence) -> Vec<(IpAddr, Item)> {
+fn judge_servers(
+    file: &Resolver,
+    facts: &Facts,
+    evidence: &Evidence,
+    options: &Options,
+) -> Vec<(IpAddr, Item)> {
+    let ours = facts.own_agent || options.starting;
     let bridges = facts.links.iter().filter(|link| LISTEN_LINKS.contains(&link.name.as_str()));
     let bridges: Vec<IpAddr> = bridges.flat_map(|link| link.addresses.iter().copied()).collect();
-    let mut seen = std::collections::BTreeSet::new();
+    let mut seen = BTreeSet::new();
     let servers = file.servers.iter().copied().filter(|server| seen.insert(*server));
     servers
         .filter(|server| bridges.contains(server) || evidence.proxies.contains(server))
         .map(|server| {
             let line = format!("nameserver {server}");
-            let item = if file.answering.contains(&server) {
+            let item = if ours && options.own_servers.contains(&server) {
+                Item::left(RESOLVER, format!("`{line}` stays: this program answers DNS there"))
+            } else if file.answering.contains(&server) {
                 Item::left(RESOLVER, format!("`{line}` stays: something answers DNS there"))
             } else if let Some(target) = &file.link_to {
                 let target = target.display();

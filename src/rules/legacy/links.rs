@@ -15,7 +15,7 @@ use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
 
 use super::facts::{Link, PolicyRule, Route};
 use crate::rules::apply::Family;
-use crate::rules::names;
+use crate::rules::{names, routes};
 
 /// A netlink connection; its task ends with it.
 pub(super) struct Netlink {
@@ -144,18 +144,14 @@ impl Netlink {
             };
             for message in messages {
                 let mut rule = PolicyRule { family, priority: 0, table: u32::from(message.header.table) };
-                let mut ours = false;
                 for attribute in &message.attributes {
                     match attribute {
                         RuleAttribute::Priority(priority) => rule.priority = *priority,
                         RuleAttribute::Table(table) => rule.table = *table,
-                        RuleAttribute::Protocol(protocol) => {
-                            ours = u8::from(*protocol) == names::ROUTE_PROTOCOL;
-                        }
                         _ => {}
                     }
                 }
-                if ours {
+                if routes::is_ours(&message) {
                     found.push((rule, message));
                 }
             }

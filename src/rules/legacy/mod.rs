@@ -132,9 +132,9 @@ where
 }
 
 /// What older versions left here, one line each, for the agent's start and for `check`.
-pub fn stale(facts: &Facts) -> Vec<String> {
+pub fn stale(facts: &Facts, options: &Options) -> Vec<String> {
     // As if forced: whether it is alive is for `cleanup` to find out.
-    let options = Options { force: true, ..Options::default() };
+    let options = Options { force: true, ..options.clone() };
     let mut lines = Vec::new();
     for ruleset in &facts.rulesets {
         let name = format!("{} {}", ruleset.backend.as_str(), ruleset.family.as_str());

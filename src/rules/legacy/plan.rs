@@ -17,6 +17,10 @@ pub struct Options {
     pub mesh_address: Option<IpAddr>,
     /// Look only for what older versions put into pods.
     pub pod: bool,
+    /// Where this program answers DNS while it runs: `nameserver` lines with these addresses are meant for it.
+    pub own_servers: BTreeSet<IpAddr>,
+    /// Whether it is about to.
+    pub starting: bool,
 }
 
 /// What is to go and what stays.
@@ -79,7 +83,7 @@ pub struct Kept {
     pub rule: String,
     /// Why.
     pub reason: String,
-    /// Whether it is, or stands in the way of, something that should go. A look-alike does not.
+    /// Whether it makes the cleanup end with exit code 2. Not so what cannot be read and has nothing to do with EdgeMesh.
     pub blocks: bool,
 }
 
@@ -107,7 +111,7 @@ impl Item {
         Self { name: name.into(), remove: false, reason: reason.into(), blocks: true }
     }
 
-    /// Somebody else's, mentioned because it looks like ours to remove.
+    /// Something in use, mentioned because it looks like ours to remove.
     pub fn left(name: impl Into<String>, reason: impl Into<String>) -> Self {
         Self { name: name.into(), remove: false, reason: reason.into(), blocks: false }
     }

@@ -166,13 +166,14 @@ impl<F: Firewall> Context<'_, F> {
 
     async fn routes(&self) -> anyhow::Result<()> {
         let netlink = Netlink::open()?;
+        // First, so that nobody is led into a table that has lost a part.
+        if self.plan.policy_rules.iter().any(|item| item.remove) {
+            netlink.delete_policy_rules().await?;
+        }
         for item in self.plan.routes.iter().filter(|item| item.remove) {
             for route in self.facts.routes.iter().filter(|route| route.to_string() == item.name) {
                 netlink.delete_route(route, &self.facts.links).await?;
             }
-        }
-        if self.plan.policy_rules.iter().any(|item| item.remove) {
-            netlink.delete_policy_rules().await?;
         }
         Ok(())
     }

@@ -11,7 +11,6 @@ use super::pattern::Clauses;
 use super::plan::{Kept, Options, Plan, RulesetPlan, TablePlan};
 use super::shapes::{MESH_ADDRESS, MESH_LINK, Place, Proof};
 use super::table::{Judge, Owner, ROWS, Row, Verdict, look_alikes};
-use crate::rules::apply::Family;
 
 /// Name of EdgeMesh's own process, all standalone versions.
 pub(super) const AGENT: &str = "edgemesh-agent";
@@ -257,7 +256,7 @@ fn versions(writers: &[BTreeSet<usize>]) -> Vec<String> {
 fn unreadable(hidden: &Unreadable, ruleset: &Ruleset) -> TablePlan {
     let Unreadable { table: name, chains } = hidden;
     let backend = ruleset.backend.as_str();
-    let list = if ruleset.family == Family::V4 { "ip" } else { "ip6" };
+    let list = ruleset.family.nft();
     let (what, then) = if chains.is_empty() {
         (String::new(), "")
     } else {

@@ -208,7 +208,7 @@ pub(super) fn look_alikes(table: &Table, host_manual_rules: bool) -> Vec<Kept> {
     let kept = |name: &str, reason: &str| Kept {
         rule: format!("-N {name}"),
         reason: reason.to_owned(),
-        blocks: false,
+        blocks: true,
     };
     let mut found = Vec::new();
     for chain in &table.chains {

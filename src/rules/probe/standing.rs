@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 
 use ipnet::IpNet;
 
-use super::{Finding, Info, Problem, Warning};
+use super::{Finding, Problem, Warning};
 use crate::config::{InterceptSettings, SERVICE_PROXY_NAME_LABEL};
-use crate::rules::apply::{Backend, Family};
-use crate::rules::dump::{Dump, Rule, Table};
-use crate::rules::legacy::{Facts, Ruleset};
+use crate::rules::apply::Backend;
+use crate::rules::dump::Dump;
+use crate::rules::firewall;
+use crate::rules::legacy::{Facts, Options, Ruleset};
 use crate::rules::names::{NAT_CHAIN, is_own_chain};
 use crate::rules::neighbours::Neighbours;
 
@@ -20,14 +21,18 @@ pub(super) fn judge(
     settings: &InterceptSettings,
     backend: Backend,
     ranges: &[IpNet],
-    facts: &Facts,
+    (facts, options): (&Facts, &Options),
     found: &mut Vec<Finding>,
 ) {
     mixed(backend, facts, found);
-    neighbours(settings, &Neighbours::of(facts), found);
+    for closed in firewall::closed(facts, backend, settings.refuse_mark) {
+        let (id, severity) =
+            if closed.input { ("input-default-deny", Problem) } else { ("forward-default-deny", Warning) };
+        found.push(Finding::new(id, severity, closed.what, closed.mend));
+    }
+    neighbours(settings, &Neighbours::of(facts, options), found);
     for ruleset in &facts.rulesets {
         own_leftovers(ruleset, facts, found);
-        found.extend(default_deny(ruleset));
         not_tracked(ruleset, ranges, found);
         for table in
             ruleset.unreadable.iter().map(|one| &one.table).filter(|table| TABLES.contains(&table.as_str()))
@@ -37,7 +42,7 @@ pub(super) fn judge(
                 place(ruleset),
                 ruleset.backend.as_str()
             );
-            let family = if ruleset.family == Family::V4 { "ip" } else { "ip6" };
+            let family = ruleset.family.nft();
             let mend = format!(
                 "nft list table {family} {table}, and move the foreign rules to a table of their own"
             );
@@ -107,7 +112,7 @@ fn neighbours(settings: &InterceptSettings, neighbours: &Neighbours, found: &mut
 
 fn own_leftovers(ruleset: &Ruleset, facts: &Facts, found: &mut Vec<Finding>) {
     let Some(nat) = ruleset.dump.table("nat") else { return };
-    let port = nat.rules_of(NAT_CHAIN).find_map(|rule| value(rule, "--to-ports")?.parse::<u16>().ok());
+    let port = nat.rules_of(NAT_CHAIN).find_map(|rule| rule.value("--to-ports")?.parse::<u16>().ok());
     let listening = |port: u16| facts.listeners.iter().any(|one| !one.udp && one.address.port() == port);
     if let Some(port) = port.filter(|port| !listening(*port)) {
         let what = format!(
@@ -116,64 +121,6 @@ fn own_leftovers(ruleset: &Ruleset, facts: &Facts, found: &mut Vec<Finding>) {
         );
         found.push(Finding::new("own-leftovers", Problem, what, "edgesplice cleanup, or start the agent"));
     }
-}
-
-/// The value of an option that is not negated.
-fn value(rule: &Rule, option: &str) -> Option<String> {
-    let words = rule.words();
-    let at = words.iter().position(|word| word == option)?;
-    let negated = at.checked_sub(1).is_some_and(|before| words[before] == "!");
-    if negated { None } else { words.get(at + 1).cloned() }
-}
-
-/// A firewall that lets in only what a rule accepts. The agent's own rule accepts what it captured; the answers that it
-/// gets from backends are the firewall's to accept.
-fn default_deny(ruleset: &Ruleset) -> Option<Finding> {
-    let filter = ruleset.dump.table("filter")?;
-    let policy = filter.chains.iter().any(|chain| chain.name == "INPUT" && chain.policy == "DROP");
-    let last = filter.rules_of("INPUT").last();
-    let closes = |rule: &Rule| ["-j DROP", "-j REJECT"].iter().any(|target| rule.text.starts_with(target));
-    if !policy && !last.is_some_and(closes) {
-        return None;
-    }
-    let place = place(ruleset);
-    if accepts_answers(filter) {
-        let what = format!(
-            "the host firewall ({place}, chain INPUT) drops what no rule accepts; services pass by the agent's own rule, \
-             everything else on this node needs one of the firewall's"
-        );
-        return Some(Finding::new("input-default-deny", Info, what, ""));
-    }
-    let what = format!(
-        "the host firewall ({place}, chain INPUT) drops what no rule accepts, and no rule accepts answers: neither \
-         backends nor local clients can talk to the agent"
-    );
-    let program = if ruleset.family == Family::V4 { "iptables" } else { "ip6tables" };
-    let mend = format!(
-        "{program}-{} -I INPUT -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT",
-        ruleset.backend.as_str()
-    );
-    Some(Finding::new("input-default-deny", Problem, what, mend))
-}
-
-/// Whether a rule that can be reached from `INPUT` accepts established connections, or everything.
-fn accepts_answers(filter: &Table) -> bool {
-    let mut seen = BTreeSet::from(["INPUT".to_owned()]);
-    let mut open = vec!["INPUT".to_owned()];
-    while let Some(chain) = open.pop() {
-        for rule in filter.rules_of(&chain) {
-            let Some(target) = rule.target() else { continue };
-            let states = value(rule, "--ctstate").or_else(|| value(rule, "--state"));
-            let answers = states.is_some_and(|states| states.split(',').any(|state| state == "ESTABLISHED"));
-            if target == "ACCEPT" && (answers || rule.text == "-j ACCEPT") {
-                return true;
-            }
-            if filter.has_chain(&target) && !is_own_chain(&target) && seen.insert(target.clone()) {
-                open.push(target);
-            }
-        }
-    }
-    false
 }
 
 /// Packets that connection tracking does not see are not captured.
@@ -191,7 +138,7 @@ fn not_tracked(ruleset: &Ruleset, ranges: &[IpNet], found: &mut Vec<Finding>) {
     };
     let nets: BTreeSet<IpNet> = untracked
         .filter_map(|rule| {
-            let text = value(rule, "-d")?;
+            let text = rule.value("-d")?;
             text.parse::<IpNet>().ok().or_else(|| text.parse::<std::net::IpAddr>().ok().map(IpNet::from))
         })
         .filter(captured)
@@ -210,25 +157,8 @@ fn not_tracked(ruleset: &Ruleset, ranges: &[IpNet], found: &mut Vec<Finding>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{ConnectMode, IptablesBackend};
+    use crate::rules::apply::Family;
     use crate::rules::legacy::Unreadable;
-
-    fn settings() -> InterceptSettings {
-        InterceptSettings {
-            service_cidrs: Vec::new(),
-            iptables_backend: IptablesBackend::Auto,
-            remove_stale: false,
-            kubernetes_service: false,
-            coexist_with_kube_proxy: false,
-            service_proxy_name: String::new(),
-            node_ports: None,
-            external_ips: false,
-            connect: ConnectMode::AfterAccept,
-            sync_period: std::time::Duration::from_secs(2),
-            own_mark: 2,
-            refuse_mark: 1,
-        }
-    }
 
     fn ruleset(backend: Backend, text: &str) -> Ruleset {
         let dump = Dump::parse(text).unwrap();
@@ -238,7 +168,8 @@ mod tests {
     fn found(settings: &InterceptSettings, ranges: &[&str], rulesets: Vec<Ruleset>) -> Vec<Finding> {
         let ranges: Vec<IpNet> = ranges.iter().map(|range| range.parse().unwrap()).collect();
         let mut found = Vec::new();
-        judge(settings, Backend::Nft, &ranges, &Facts { rulesets, ..Facts::default() }, &mut found);
+        let facts = Facts { rulesets, ..Facts::default() };
+        judge(settings, Backend::Nft, &ranges, (&facts, &Options::default()), &mut found);
         found
     }
 
@@ -253,30 +184,14 @@ mod tests {
              -A EDGESPLICE -p tcp -j REDIRECT --to-ports 15001\nCOMMIT\n";
         let legacy = "*filter\n:INPUT ACCEPT [0:0]\n-A INPUT -s 192.0.2.1/32 -j DROP\nCOMMIT\n";
         let both = || vec![ruleset(Backend::Nft, nft), ruleset(Backend::Legacy, legacy)];
-        assert_eq!(ids(&found(&settings(), &[], both())), ["mixed-backends", "kube-proxy", "own-leftovers"]);
-        let coexist = InterceptSettings { coexist_with_kube_proxy: true, ..settings() };
+        assert_eq!(
+            ids(&found(&InterceptSettings::default(), &[], both())),
+            ["mixed-backends", "kube-proxy", "own-leftovers"]
+        );
+        let coexist = InterceptSettings { coexist_with_kube_proxy: true, ..InterceptSettings::default() };
         assert_eq!(found(&coexist, &[], both())[1].severity, Warning);
         let shared = InterceptSettings { service_proxy_name: "edgesplice".to_owned(), ..coexist };
         assert_eq!(ids(&found(&shared, &[], both())), ["mixed-backends", "own-leftovers"]);
-    }
-
-    #[test]
-    fn a_closed_firewall_is_a_problem_only_where_answers_are_dropped() {
-        let filter = |policy: &str, rules: &str| {
-            let text = format!("*filter\n:INPUT {policy} [0:0]\n:ufw-before-input - [0:0]\n{rules}COMMIT\n");
-            let found = found(&settings(), &[], vec![ruleset(Backend::Nft, &text)]);
-            found.first().map(|finding| (finding.id, finding.severity))
-        };
-        let id = "input-default-deny";
-        assert_eq!(filter("ACCEPT", "-A INPUT -s 192.0.2.1/32 -j DROP\n"), None);
-        assert_eq!(filter("DROP", ""), Some((id, Problem)));
-        assert_eq!(filter("DROP", "-A INPUT -p tcp -m tcp --dport 22 -j ACCEPT\n"), Some((id, Problem)));
-        assert_eq!(
-            filter("ACCEPT", "-A INPUT -j REJECT --reject-with icmp-host-prohibited\n"),
-            Some((id, Problem))
-        );
-        let ufw = "-A INPUT -j ufw-before-input\n-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
-        assert_eq!(filter("DROP", ufw), Some((id, Info)));
     }
 
     #[test]
@@ -286,11 +201,11 @@ mod tests {
              -A PREROUTING -d 10.96.0.10/32 -p tcp -m tcp --dport 53 -j NOTRACK\n\
              -A PREROUTING -d 169.254.20.10/32 -p udp -m udp --dport 53 -j CT --notrack\nCOMMIT\n";
         let rulesets = || vec![ruleset(Backend::Nft, raw)];
-        let got = found(&settings(), &["10.96.0.0/12"], rulesets());
+        let got = found(&InterceptSettings::default(), &["10.96.0.0/12"], rulesets());
         assert_eq!(ids(&got), ["notrack"]);
         assert!(got[0].what.contains("10.96.0.10 "), "{}", got[0].what);
-        assert_eq!(ids(&found(&settings(), &[], rulesets())), ["notrack"]);
-        assert_eq!(ids(&found(&settings(), &["10.32.0.0/16"], rulesets())), [""; 0]);
+        assert_eq!(ids(&found(&InterceptSettings::default(), &[], rulesets())), ["notrack"]);
+        assert_eq!(ids(&found(&InterceptSettings::default(), &["10.32.0.0/16"], rulesets())), [""; 0]);
     }
 
     #[test]
@@ -298,7 +213,7 @@ mod tests {
         let mut odd = ruleset(Backend::Nft, "*nat\nCOMMIT\n");
         let unreadable = |table: &str| Unreadable { table: table.to_owned(), chains: Vec::new() };
         odd.unreadable = vec![unreadable("nat"), unreadable("inet-thing")];
-        let got = found(&settings(), &[], vec![odd]);
+        let got = found(&InterceptSettings::default(), &[], vec![odd]);
         assert_eq!(ids(&got), ["unreadable-table"]);
     }
 }

@@ -6,6 +6,7 @@
 
 mod shape;
 mod split;
+mod unique;
 
 use std::fmt;
 
@@ -17,6 +18,7 @@ use crate::source::slim::{Kind, Object, decode};
 use super::MAX_FILE_BYTES;
 use shape::{Shape, Word};
 use split::split;
+use unique::Unique;
 
 /// What is wrong with a document.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -123,6 +125,9 @@ fn read_json(text: &str, found: &mut Found) -> Result<(), Fault> {
         let blank = newlines(&one[..one.len() - one.trim_start().len()]);
         let here = |what| Fault { document, line: before + blank + 1, what };
         if let Some(plan) = Plan::of(&shape, None, &mut found.warnings).map_err(here)? {
+            if !matches!(plan, Plan::PassOver) {
+                Unique::deserialize(&mut serde_json::Deserializer::from_str(one)).map_err(|e| fault(&e))?;
+            }
             let mut objects = Vec::new();
             let element = Element { plan: &plan, out: &mut objects };
             element.deserialize(&mut serde_json::Deserializer::from_str(one)).map_err(|e| fault(&e))?;

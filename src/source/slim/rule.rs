@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde::{Deserialize, Deserializer};
 
 use super::fields::{GoDuration, nullable};
 use super::meta::RawMeta;
@@ -22,7 +22,9 @@ pub struct DestinationRule {
     pub hash_header: Option<Arc<str>>,
     /// `consistentHash.useSourceIp`.
     pub hash_source_ip: bool,
-    /// `consistentHash` holds something else (a cookie, a query parameter), which is not supported.
+    /// `consistentHash.httpCookie`.
+    pub hash_cookie: Option<HashCookie>,
+    /// `consistentHash` holds something else (a query parameter), which is not supported.
     pub hash_unsupported: bool,
     /// The smallest of `outlierDetection`'s counts of consecutive errors that is set; 0 where all that are set
     /// are 0, which switches ejection off.
@@ -35,6 +37,24 @@ pub struct DestinationRule {
     pub connect_timeout: Option<Duration>,
     /// `connectionPool.tcp.maxConnections`.
     pub max_connections: Option<u32>,
+}
+
+/// A cookie by which clients come back to the same backend.
+#[derive(Clone, Debug, PartialEq, Hash, Deserialize)]
+pub struct HashCookie {
+    /// Its name.
+    #[serde(default)]
+    pub name: Box<str>,
+    /// Its path; may be empty.
+    #[serde(default)]
+    pub path: Box<str>,
+    /// Its lifetime. With one a client that has no such cookie gets one; zero is a cookie of the session.
+    #[serde(default, deserialize_with = "ttl")]
+    pub ttl: Option<Duration>,
+}
+
+fn ttl<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Duration>, D::Error> {
+    Ok(Option::<GoDuration>::deserialize(deserializer)?.map(|ttl| ttl.0))
 }
 
 #[derive(Deserialize)]
@@ -79,7 +99,7 @@ struct ConsistentHash {
     #[serde(default, deserialize_with = "nullable")]
     use_source_ip: bool,
     #[serde(default)]
-    http_cookie: Option<IgnoredAny>,
+    http_cookie: Option<HashCookie>,
     #[serde(default)]
     http_query_parameter_name: Option<IgnoredAny>,
 }
@@ -130,7 +150,8 @@ impl<'de> Deserialize<'de> for DestinationRule {
             simple: policy.load_balancer.simple,
             hash_header: hash.http_header_name.filter(|h| !h.is_empty()),
             hash_source_ip: hash.use_source_ip,
-            hash_unsupported: hash.http_cookie.is_some() || hash.http_query_parameter_name.is_some(),
+            hash_cookie: hash.http_cookie.filter(|cookie| !cookie.name.is_empty()),
+            hash_unsupported: hash.http_query_parameter_name.is_some(),
             consecutive_errors: set().filter(|n| *n > 0).min().or_else(|| set().next()),
             base_ejection_time: outlier.base_ejection_time.map(|d| d.0),
             max_ejection_percent: outlier

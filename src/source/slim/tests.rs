@@ -282,7 +282,7 @@ fn nodes_have_zone_addresses_and_an_override() {
 fn destination_rules_keep_the_fields_of_the_contract() {
     let rule = json!({"metadata": {"name": "r"}, "spec": {"host": "r", "trafficPolicy": {
         "loadBalancer": {"simple": "RANDOM", "consistentHash": {"httpHeaderName": "X-User", "useSourceIp": true,
-            "httpCookie": {"name": "c"}}},
+            "httpCookie": {"name": "c", "path": "/", "ttl": "0s"}, "httpQueryParameterName": "q"}},
         "outlierDetection": {"consecutive5xxErrors": 7, "consecutiveGatewayErrors": 3, "interval": "1s",
             "baseEjectionTime": "1.5s", "maxEjectionPercent": 250},
         "connectionPool": {"tcp": {"connectTimeout": "250ms", "maxConnections": 1}, "http": {"x": 1}}}}});
@@ -290,6 +290,8 @@ fn destination_rules_keep_the_fields_of_the_contract() {
     assert_eq!(got.simple.as_deref(), Some("RANDOM"));
     assert_eq!(got.hash_header.as_deref(), Some("X-User"));
     assert!(got.hash_source_ip && got.hash_unsupported);
+    let cookie = HashCookie { name: "c".into(), path: "/".into(), ttl: Some(std::time::Duration::ZERO) };
+    assert_eq!(got.hash_cookie, Some(cookie));
     assert_eq!((got.consecutive_errors, got.max_ejection_percent), (Some(3), Some(100)));
     assert_eq!(got.base_ejection_time, Some(std::time::Duration::from_millis(1500)));
     assert_eq!(got.connect_timeout, Some(std::time::Duration::from_millis(250)));

@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Address, AddressType, DestinationRule, Endpoint, EndpointSlice, Endpoints, Exposure, Node, Object,
-    OptOut, Phase, Pod, PodPort, PortRef, Protocol, Service, SlicePort, Subset,
+    Address, AddressType, DestinationRule, Endpoint, EndpointSlice, Endpoints, Exposure, HashCookie, Node,
+    Object, OptOut, Phase, Pod, PodPort, PortRef, Protocol, Service, SlicePort, Subset,
 };
 
 /// Writes `object` so that [`super::decode`] with its kind gives the same object back.
@@ -310,12 +310,17 @@ fn duration(of: Option<Duration>) -> Value {
     of.map_or(Value::Null, |d| format!("{}s{}ns", d.as_secs(), d.subsec_nanos()).into())
 }
 
+fn cookie(o: &HashCookie) -> Value {
+    Fields::default().with("name", &*o.name).with("path", &*o.path).with("ttl", duration(o.ttl)).into()
+}
+
 fn rule(o: &DestinationRule) -> Value {
     let hash = Fields::default()
         .with("httpHeaderName", text(o.hash_header.as_ref()))
         .with("useSourceIp", o.hash_source_ip)
+        .with("httpCookie", o.hash_cookie.as_ref().map_or(Value::Null, cookie))
         // Only its presence is read.
-        .with("httpCookie", if o.hash_unsupported { json!({ "name": "-" }) } else { Value::Null });
+        .with("httpQueryParameterName", if o.hash_unsupported { "-".into() } else { Value::Null });
     let balancer = Fields::default().with("simple", o.simple.as_deref()).with("consistentHash", hash);
     let outlier = Fields::default()
         .with("consecutiveErrors", o.consecutive_errors)

@@ -293,8 +293,9 @@
     if (shown === row.shown) return;
     row.shown = shown;
     const facts = `${s.frontends.join('  ')} · ${s.mode}, ${s.policy} · ${count(s.connectionsTotal)} connections, ${bytes(s.bytesInTotal)} in, ${bytes(s.bytesOutTotal)} out since start`;
-    row.cell.replaceChildren(el('p', 'facts', facts));
-    row.cell.append(s.backends.length ? backendTable(s.backends, true) : el('p', 'facts', 'No endpoints: clients are refused.'));
+    const inner = el('div', 'inner');
+    inner.append(el('p', 'facts', facts), s.backends.length ? backendTable(s.backends, true) : el('p', 'facts', 'No endpoints: clients are refused.'));
+    row.cell.replaceChildren(inner);
   };
 
   const items = () => view.status.services.map((s) => {

@@ -3,6 +3,7 @@
 
 mod agent;
 mod host;
+mod http;
 mod traffic;
 
 use super::encode::Family;
@@ -15,6 +16,7 @@ pub(super) const GROUPS: &[(&str, &[Family])] = &[
     ("Names", traffic::NAMES),
     ("Rules", agent::RULES),
     ("Service ports and backends", traffic::SERVICES),
+    ("HTTP", http::HTTP),
     ("The machine's network", host::MACHINE),
     ("Process and runtimes", host::PROCESS),
 ];

@@ -4,20 +4,20 @@ use super::super::encode::{Family, counter, gauge, histogram};
 use super::super::figures::Scrape;
 use crate::obs::api::{BackendReport, ServiceReport};
 
-const SERVICE: &[&str] = &["namespace", "service", "port", "protocol"];
-const BACKEND: &[&str] = &["namespace", "service", "port", "protocol", "backend"];
+pub(super) const SERVICE: &[&str] = &["namespace", "service", "port", "protocol"];
+pub(super) const BACKEND: &[&str] = &["namespace", "service", "port", "protocol", "backend"];
 
 fn labels(service: &ServiceReport) -> [&str; 4] {
     [&service.namespace, &service.name, &service.port.name, &service.port.protocol]
 }
 
 /// The service ports that get series of their own.
-fn services(s: &Scrape) -> impl Iterator<Item = ([&str; 4], &ServiceReport)> {
+pub(super) fn services(s: &Scrape) -> impl Iterator<Item = ([&str; 4], &ServiceReport)> {
     s.status.services.iter().take(s.listed.services).map(|service| (labels(service), service))
 }
 
 /// The backends that get series of their own: those of the service ports that do.
-fn backends(s: &Scrape) -> impl Iterator<Item = ([&str; 5], &BackendReport)> {
+pub(super) fn backends(s: &Scrape) -> impl Iterator<Item = ([&str; 5], &BackendReport)> {
     let all = services(s).flat_map(|(labels, service)| service.backends.iter().map(move |b| (labels, b)));
     all.take(s.listed.backends).map(|([namespace, name, port, protocol], backend)| {
         ([namespace, name, port, protocol, &backend.address], backend)

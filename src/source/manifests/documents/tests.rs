@@ -218,3 +218,26 @@ mod properties {
         }
     }
 }
+
+#[test]
+fn a_json_key_that_stands_twice_is_a_fault_with_its_line() {
+    let node = "{\"apiVersion\": \"v1\", \"kind\": \"Node\", \"metadata\": {\"name\": \"a\"}}\n";
+    for (text, line) in [
+        (
+            "{\"apiVersion\": \"v1\", \"kind\": \"Node\",\n\"metadata\": {\"name\": \"b\",\n\"name\": \"c\"}}",
+            4,
+        ),
+        (
+            "{\"apiVersion\": \"v1\", \"kind\": \"Node\",\n\"metadata\": {}, \"metadata\": {\"name\": \"c\"}}",
+            3,
+        ),
+        ("{\"apiVersion\": \"v1\", \"kind\": \"List\",\n\"items\": [],\n\"ite\\u006ds\": []}", 4),
+    ] {
+        let fault = read(&format!("{node}{text}"), true).unwrap_err();
+        assert_eq!((fault.document, fault.line), (2, line), "{}", fault.what);
+        assert!(fault.what.contains("stands twice"), "{}", fault.what);
+    }
+    // Documents of other kinds are passed over, whatever they hold.
+    let other = "{\"apiVersion\": \"v1\", \"kind\": \"ConfigMap\", \"data\": {\"a\": 1, \"a\": null}}";
+    assert_eq!(read(&format!("{node}{other}"), true).unwrap().objects.len(), 1);
+}

@@ -2,21 +2,23 @@
 //!
 //! Needs root, for it makes network namespaces; without, it fails.
 
-#[path = "rules/lab.rs"]
 mod lab;
+mod machines;
+mod ways;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use edgesplice::config::{ConnectMode, InterceptSettings, IptablesBackend};
+use edgesplice::config::{InterceptSettings, IptablesBackend};
 use edgesplice::model::{Frontend, Protocol};
-use edgesplice::rules::apply::{Backend, Family, Firewall, HostTools, ToolError};
-use edgesplice::rules::routes::{self, Entry, RouteError};
+use edgesplice::rules::apply::{Family, HostTools};
+use edgesplice::rules::routes::{self, Entry};
 use edgesplice::rules::{self, Machine, Reconciler, Wanted};
 use ipnet::IpNet;
 use lab::Lab;
+use machines::WithoutIpset;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -31,18 +33,10 @@ const DEFAULT_DENY: &str = "*filter\n-A INPUT -m conntrack --ctstate RELATED,EST
 
 fn settings(backend: IptablesBackend) -> InterceptSettings {
     InterceptSettings {
-        service_cidrs: Vec::new(),
         iptables_backend: backend,
-        remove_stale: false,
-        kubernetes_service: false,
-        coexist_with_kube_proxy: false,
-        service_proxy_name: String::new(),
-        node_ports: None,
-        external_ips: false,
-        connect: ConnectMode::AfterAccept,
-        sync_period: Duration::from_secs(2),
         own_mark: OWN_MARK,
         refuse_mark: REFUSE_MARK,
+        ..InterceptSettings::default()
     }
 }
 
@@ -205,8 +199,10 @@ fn mends_what_others_do_to_the_rules() {
             "ipset add edgesplice-served-v6 fd00:96::b,tcp:1",
             "iptables-TOOLS -t mangle -F EDGESPLICE; ip6tables-TOOLS -t mangle -F EDGESPLICE; sleep 0.5
              ipset destroy edgesplice-served-v4; ipset destroy edgesplice-served-v6",
-            "ip route del 10.96.0.0/16 dev lo",
-            "ip -6 route del fd00:96::/112 dev lo",
+            "ip route flush table 238",
+            "ip -6 route flush table 238",
+            "ip rule del pref 238; ip -6 rule del pref 238",
+            "ip route del throw 10.96.0.1 table 238",
             "ip rule del pref 237; ip -6 route flush table 237",
         ];
         for line in tampering {
@@ -349,7 +345,7 @@ fn takes_over_from_a_killed_agent_and_cleans_up_after_one() {
         );
         drop(install(&lab, HostTools, backend, &wanted(lab.acceptor.port)));
         assert_serves_and_refuses(&lab, program(backend));
-        let entries: Vec<Entry> = lab.node.block_on(routes::own_entries()).unwrap().into_iter().collect();
+        let entries = lab.node.block_on(routes::standing()).unwrap().own;
         assert!(!entries.contains(&Entry::ToRange("10.50.0.0/16".parse().unwrap())), "{entries:?}");
         assert!(!entries.contains(&Entry::RefuseRule(Family::V4, stale.refuse_mark)), "{entries:?}");
         let left = lab.node.block_on(rules::leftovers(&HostTools)).unwrap();
@@ -438,7 +434,18 @@ fn a_native_rule_before_our_jump_hides_it_and_nothing_is_captured_after_the_end(
         assert_eq!(jumps(), "1");
     }
     assert!(lab.routed.tcp("10.96.0.10:80").is_ok());
-    assert!(lab.node.block_on(reconciler.withdraw()).is_err(), "the jump stays, and that is said");
+    let warnings = reconciler.report().warnings;
+    assert!(
+        warnings.len() == 1
+            && warnings[0].contains("stands before our jump in PREROUTING and hides it")
+            && warnings[0].contains("`nft -a list table ip nat`"),
+        "{warnings:?}"
+    );
+    let error = lab.node.block_on(reconciler.withdraw()).unwrap_err().to_string();
+    for word in ["a native nft rule in ipv4 nat", "`nft -a list table ip nat`", "`edgesplice cleanup`"] {
+        assert!(error.contains(word), "{word}: {error}");
+    }
+    assert_eq!(reconciler.report().last_error, error);
     let chain = lab.node.sh("nft list chain ip nat EDGESPLICE");
     assert!(!chain.contains("redirect"), "{chain}");
     let handle = lab.node.sh("nft -a list chain ip nat PREROUTING | sed -n 's/.*maxseg.*handle //p'");
@@ -461,18 +468,6 @@ fn what_is_left_alone_is_forwarded() {
         let hits = lab.bridged.sh("grep -E '^Tcp: [0-9]' /proc/net/snmp | cut -d' ' -f15");
         assert_ne!(hits.trim(), "0", "resets sent by the pod");
     }
-}
-
-#[test]
-fn another_route_to_the_range_is_left_alone() {
-    let lab = Lab::new();
-    lab.node.sh("ip route add 10.96.0.0/16 dev br0");
-    let mut reconciler = install(&lab, HostTools, IptablesBackend::Nft, &wanted(lab.acceptor.port));
-    lab.node.block_on(reconciler.check()).unwrap();
-    assert_eq!(reconciler.report().repairs_total, 0);
-    assert!(lab.node.tcp("10.96.0.10:80").is_ok());
-    lab.node.block_on(reconciler.withdraw()).unwrap();
-    assert_eq!(lab.node.sh("ip route show 10.96.0.0/16").trim(), "10.96.0.0/16 dev br0 scope link");
 }
 
 #[test]
@@ -510,58 +505,6 @@ fn a_hundred_thousand_frontends_load_and_rules_do_not_grow() {
     lab.node.block_on(reconciler.check()).unwrap();
     assert_eq!((reconciler.report().repairs_total, count()), (0, before));
     lab.node.block_on(reconciler.withdraw()).unwrap();
-}
-
-/// A machine on which `ipset` is not installed.
-#[derive(Debug)]
-struct WithoutIpset;
-
-impl Firewall for WithoutIpset {
-    async fn save(&self, backend: Backend, family: Family) -> Result<Option<String>, ToolError> {
-        HostTools.save(backend, family).await
-    }
-    async fn restore(&self, backend: Backend, family: Family, script: &str) -> Result<(), ToolError> {
-        HostTools.restore(backend, family, script).await
-    }
-    async fn command(&self, backend: Backend, family: Family, args: &[&str]) -> Result<String, ToolError> {
-        HostTools.command(backend, family, args).await
-    }
-    async fn ipset_restore(&self, _: &str) -> Result<(), ToolError> {
-        Err(ToolError::Missing { program: "ipset".to_owned(), package: "ipset" })
-    }
-    async fn ipset_save(&self) -> Result<Option<String>, ToolError> {
-        Ok(None)
-    }
-}
-
-impl Machine for WithoutIpset {
-    async fn ipset_list(&self) -> Result<Option<String>, ToolError> {
-        Ok(None)
-    }
-    async fn own_entries(&self) -> Result<BTreeSet<Entry>, RouteError> {
-        HostTools.own_entries().await
-    }
-    async fn foreign_destinations(&self) -> Result<BTreeSet<IpNet>, RouteError> {
-        HostTools.foreign_destinations().await
-    }
-    async fn add_entry(&self, entry: Entry) -> Result<(), RouteError> {
-        HostTools.add_entry(entry).await
-    }
-    async fn remove_entry(&self, entry: Entry) -> Result<(), RouteError> {
-        HostTools.remove_entry(entry).await
-    }
-    fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
-        HostTools.remove_empty_table(family, table)
-    }
-    fn forget_flows(&self, frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64> {
-        HostTools.forget_flows(frontends)
-    }
-    fn has_ipv6(&self) -> bool {
-        HostTools.has_ipv6()
-    }
-    fn may_administer(&self) -> bool {
-        HostTools.may_administer()
-    }
 }
 
 #[test]
@@ -607,7 +550,8 @@ fn a_healthy_node_has_no_problems_and_a_killed_agent_is_found() {
         let lab = Lab::new();
         let settings =
             InterceptSettings { service_cidrs: vec!["10.96.0.0/16".parse().unwrap()], ..settings(backend) };
-        let look = || lab.node.block_on(rules::checkup(&settings, &settings.service_cidrs));
+        let known = rules::Known { ranges: settings.service_cidrs.clone(), ..rules::Known::default() };
+        let look = || lab.node.block_on(rules::checkup(&settings, &known));
         let find = || look().findings;
         let bad = |found: &[rules::Finding]| -> Vec<String> {
             let worst = found.iter().filter(|finding| finding.severity != rules::Severity::Info);

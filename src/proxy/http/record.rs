@@ -1,0 +1,118 @@
+//! One request's account: who carries it, how long it took, what came of it. Written when its answer has ended.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use http::StatusCode;
+use http::request::Parts;
+use tokio::time::Instant;
+
+use crate::balance::Lease;
+use crate::obs::access::{AccessLog, Entry};
+
+use super::visitor::Visitor;
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Record {
+    visitor: Arc<Visitor>,
+    started: Instant,
+    lease: Option<Lease>,
+    status: Option<StatusCode>,
+    sent: u64,
+    /// What the access log is to say, where it wants to know.
+    entry: Option<Box<Entry>>,
+}
+
+impl Record {
+    /// Begins one.
+    pub(super) fn new(visitor: Arc<Visitor>, request: &Parts) -> Self {
+        visitor.busy.fetch_add(1, Relaxed);
+        visitor.begun.fetch_add(1, Relaxed);
+        let wanted = visitor.shared.http.log.as_ref().is_some_and(AccessLog::wants);
+        let entry = wanted.then(|| Box::new(entry(&visitor, request)));
+        Self { visitor, started: Instant::now(), lease: None, status: None, sent: 0, entry }
+    }
+
+    /// The service port that it is for.
+    pub(super) fn for_service(&mut self, service: &dyn std::fmt::Display) {
+        if let Some(entry) = &mut self.entry {
+            entry.service = service.to_string();
+        }
+    }
+
+    /// Who carries it now.
+    pub(super) fn carried_by(&mut self, lease: Lease) {
+        lease.endpoint().asked();
+        self.lease = Some(lease);
+    }
+
+    /// The backend's address. Port 0 of nowhere if there is none.
+    pub(super) fn backend(&self) -> SocketAddr {
+        self.lease.as_ref().map_or_else(|| SocketAddr::from(([0; 4], 0)), |lease| lease.endpoint().addr)
+    }
+
+    /// Who carries it.
+    pub(super) fn lease(&self) -> Option<&Lease> {
+        self.lease.as_ref()
+    }
+
+    /// Its answer begins.
+    pub(super) fn answered(&mut self, status: StatusCode) {
+        self.status = Some(status);
+        let took = self.took();
+        self.visitor.counters.http().answered(status.as_u16(), took);
+        if let Some(entry) = &mut self.entry {
+            entry.seconds = took.as_secs_f64();
+        }
+    }
+
+    /// So many bytes of the answer's body were passed on.
+    pub(super) fn sent(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+    }
+
+    /// How long it has been under way.
+    pub(super) fn took(&self) -> Duration {
+        self.started.elapsed()
+    }
+}
+
+fn entry(visitor: &Visitor, request: &Parts) -> Entry {
+    let text = |name: &str| {
+        request
+            .headers
+            .get(name)
+            .map_or_else(String::new, |v| String::from_utf8_lossy(v.as_bytes()).into_owned())
+    };
+    let host = request.uri.authority().map_or_else(|| text("host"), ToString::to_string);
+    Entry {
+        client: visitor.peer.to_string(),
+        destination: visitor.dst.to_string(),
+        method: request.method.to_string(),
+        path: request.uri.path().to_owned(),
+        protocol: format!("{:?}", request.version),
+        host,
+        traceparent: text("traceparent"),
+        ..Entry::default()
+    }
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.visitor.busy.fetch_sub(1, Relaxed);
+        if self.status.is_none() {
+            self.visitor.counters.http().left();
+        }
+        let Some(mut entry) = self.entry.take() else { return };
+        entry.status = self.status.map(|status| status.as_u16());
+        entry.backend = self.lease.as_ref().map(|lease| lease.endpoint().addr.to_string());
+        entry.bytes = self.sent;
+        entry.total_seconds = self.took().as_secs_f64();
+        if let Some(log) = &self.visitor.shared.http.log {
+            log.write(*entry);
+        }
+    }
+}
