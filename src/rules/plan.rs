@@ -35,7 +35,7 @@ pub struct Wanted {
     pub pods: Vec<IpNet>,
     /// Own addresses on which the agent answers over UDP and TCP, let in whatever rules stand below.
     pub listeners: BTreeSet<SocketAddr>,
-    /// In how many queues, from [`FIRST_QUEUE`] on, the first packets of clients of the ranges are held until a backend
+    /// In how many queues, from [`FIRST_QUEUE`](super::names::FIRST_QUEUE) on, the first packets of clients of the ranges are held until a backend
     /// is connected. 0: they are not held.
     pub queues: u16,
     /// Connections may be made to backends on this node from their clients' own addresses.
