@@ -23,7 +23,8 @@ const NAME: &[u8] = b"edgesplice";
 /// Held while this process is the node's agent.
 #[derive(Debug)]
 pub(super) struct InstanceLock {
-    _listener: UnixListener,
+    /// Has the listener.
+    answering: tokio::task::JoinHandle<()>,
 }
 
 /// Another agent runs in this network namespace.
@@ -38,34 +39,73 @@ pub(super) struct AlreadyRunning {
 }
 
 impl InstanceLock {
-    /// Takes the lock, or says who holds it.
+    /// Takes the lock, or says who holds it. Needs a runtime.
     pub(super) fn take() -> anyhow::Result<Self> {
         let name = SocketAddr::from_abstract_name(NAME).context("the name of the instance lock")?;
         let end = Instant::now() + DYING;
         loop {
             match UnixListener::bind_addr(&name) {
-                Ok(listener) => return Ok(Self { _listener: listener }),
+                Ok(listener) => {
+                    return Self::hold(listener).context("cannot hold the instance lock @edgesplice");
+                }
                 Err(error) if error.kind() != std::io::ErrorKind::AddrInUse => {
                     return Err(error).context("cannot take the instance lock @edgesplice");
                 }
-                Err(_) if Instant::now() >= end => return Err(AlreadyRunning { pid: look() }.into()),
-                Err(_) => sleep(LOOK),
+                Err(_) => {
+                    let pid = holder();
+                    if pid.is_some() || Instant::now() >= end {
+                        return Err(AlreadyRunning { pid }.into());
+                    }
+                    // It has gone meanwhile.
+                    sleep(LOOK);
+                }
             }
         }
     }
+
+    /// Lets go of whoever asks: what is not accepted fills the queue, and then whoever asks hangs.
+    fn hold(listener: UnixListener) -> std::io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let listener = tokio::net::UnixListener::from_std(listener)?;
+        let answering = tokio::spawn(async move {
+            loop {
+                if listener.accept().await.is_err() {
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+        });
+        Ok(Self { answering })
+    }
 }
 
-/// The process id of the running agent, if one runs in this network namespace and does not die just now. A process in
-/// another pid namespace shows as 0.
+impl Drop for InstanceLock {
+    fn drop(&mut self) {
+        self.answering.abort();
+    }
+}
+
+/// The process id of the running agent, if one runs in this network namespace. A process in another pid namespace shows
+/// as 0. One that has been killed and is not gone yet is waited for.
 pub fn holder() -> Option<i32> {
     let end = Instant::now() + DYING;
     loop {
-        let holder = look()?;
-        if Instant::now() >= end {
-            return Some(holder);
+        let pid = look()?;
+        if !is_dying(pid) || Instant::now() >= end {
+            return Some(pid);
         }
         sleep(LOOK);
     }
+}
+
+/// Whether SIGKILL is on its way to that process.
+fn is_dying(pid: i32) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+    let pending = |name| field(name).and_then(|set| u64::from_str_radix(set, 16).ok()).unwrap_or(0);
+    // The first bit of the sets is signal 1.
+    let kill = 1 << (nix::sys::signal::Signal::SIGKILL as u32 - 1);
+    (pending("SigPnd:") | pending("ShdPnd:")) & kill != 0
+        || field("State:").is_some_and(|state| state.starts_with(['Z', 'X']))
 }
 
 fn look() -> Option<i32> {
