@@ -164,8 +164,11 @@ async fn a_folder_that_is_made_anew_is_followed() {
     assert_eq!(run.next().await, ["a"]);
     fs::remove_dir_all(dir.path().join("deep")).unwrap();
     run.until(SourceState::Error).await;
-    fs::create_dir_all(&folder).unwrap();
-    fs::write(folder.join("a.yaml"), service("b")).unwrap();
+    // At once, or it might be read while it is empty.
+    let fresh = dir.path().join("fresh");
+    fs::create_dir_all(fresh.join("manifests")).unwrap();
+    fs::write(fresh.join("manifests/a.yaml"), service("b")).unwrap();
+    fs::rename(fresh, dir.path().join("deep")).unwrap();
     assert_eq!(run.next().await, ["b"]);
     // And the new folder is watched like the old one.
     fs::write(folder.join("a.yaml"), service("c")).unwrap();
