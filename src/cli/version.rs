@@ -6,7 +6,7 @@ use super::{Context, Exit, Output, out};
 use crate::obs::{COMMIT, VERSION};
 
 /// What this build can do, for scripts that must know before they rely on it.
-const FEATURES: &[&str] = &["manifests", "kubernetes", "metaserver", "tcp", "udp", "dns"];
+const FEATURES: &[&str] = &["manifests", "kubernetes", "metaserver", "tcp", "udp", "http", "dns"];
 
 /// Arguments of `version`: none of its own.
 #[derive(Debug, clap::Args)]
