@@ -14,6 +14,8 @@
 mod apiserver;
 #[path = "../tests/lab/mod.rs"]
 mod lab;
+#[path = "shared/pod.rs"]
+mod pod;
 
 use std::io::Read as _;
 use std::net::{SocketAddr, TcpStream};
@@ -22,11 +24,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 use apiserver::{ApiServer, Personality};
 use lab::{Agent, AgentBuilder, Lab, Node, Server, eventually, objects};
+use pod::pod;
 
 const SERVER: &str = "192.168.77.2";
 /// The service whose backends change, and the one that only carries load.
@@ -119,20 +122,6 @@ fn backends(api: &ApiServer, name: &str, ip: &str, backend: &str) {
     let [service, slice] = objects::pair(name, ip, 80, 7000, &[backend]);
     api.set("services", service);
     api.set("endpointslices", slice);
-}
-
-/// About as large as pods are: most of it is never read.
-fn pod(number: usize) -> Value {
-    let environment: Vec<_> = (0..20)
-        .map(|n| json!({"name": format!("VARIABLE_{n}"), "value": "some text of some length"}))
-        .collect();
-    json!({"metadata": {"name": format!("pod-{number}"), "namespace": "shop",
-            "labels": {"app": "shop", "pod-template-hash": format!("{number:x}"), "tier": "backend"},
-            "annotations": {"kubernetes.io/config.source": "api"}},
-           "spec": {"nodeName": format!("edge-{}", number % 500), "containers": [{"name": "main", "image": "registry.example/shop:1.2.3",
-            "env": environment, "ports": [{"name": "http", "containerPort": 8080, "hostPort": 8000 + number % 1000}]}]},
-           "status": {"phase": "Running", "podIP": format!("10.244.{}.{}", number / 250 % 250, number % 250 + 1), "hostIP": "192.0.2.1",
-            "conditions": [{"type": "Ready", "status": "True"}]}})
 }
 
 /// One connection, in the namespace of the calling thread: the answer, or what went wrong.

@@ -10,6 +10,8 @@
 
 #[path = "../tests/apiserver/mod.rs"]
 mod apiserver;
+#[path = "shared/pod.rs"]
+mod pod;
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Write};
@@ -27,6 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use apiserver::{ApiServer, Personality};
+use pod::pod;
 
 fn main() {
     let mut args = std::env::args().skip(1);
@@ -94,20 +97,6 @@ fn service(number: usize, port: usize) -> serde_json::Value {
     json!({"metadata": {"name": format!("service-{number}"), "namespace": "shop", "creationTimestamp": "2026-01-01T00:00:00Z"},
            "spec": {"clusterIP": format!("10.{}.{}.{}", 96 + number / 62_500, number / 250 % 250, number % 250 + 1),
            "selector": {"app": format!("service-{number}")}, "ports": [{"name": "http", "port": port, "targetPort": 8080}]}})
-}
-
-/// About as large as pods are: most of it is never read.
-fn pod(number: usize) -> serde_json::Value {
-    let environment: Vec<_> = (0..20)
-        .map(|n| json!({"name": format!("VARIABLE_{n}"), "value": "some text of some length"}))
-        .collect();
-    json!({"metadata": {"name": format!("pod-{number}"), "namespace": "shop",
-            "labels": {"app": "shop", "pod-template-hash": format!("{number:x}"), "tier": "backend"},
-            "annotations": {"kubernetes.io/config.source": "api"}},
-           "spec": {"nodeName": format!("edge-{}", number % 500), "containers": [{"name": "main", "image": "registry.example/shop:1.2.3",
-            "env": environment, "ports": [{"name": "http", "containerPort": 8080, "hostPort": 8000 + number % 1000}]}]},
-           "status": {"phase": "Running", "podIP": format!("10.244.{}.{}", number / 250 % 250, number % 250 + 1), "hostIP": "192.0.2.1",
-            "conditions": [{"type": "Ready", "status": "True"}]}})
 }
 
 struct Server {

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use lab::{Agent, Lab, Node, Process, Server, State, eventually, objects, read_all};
+use lab::{Agent, Lab, Node, Process, Server, State, eventually, objects, read_all, with_either_backend};
 use nix::sys::signal::Signal;
 
 /// What the agent promises.
@@ -338,18 +338,6 @@ fn missing_programs_are_reported_until_they_are_back(backend: &str) {
     scene.wait_repaired("the programs' return");
     assert_eq!(scene.agent.status()["rules"]["lastError"], "");
     assert_eq!(scene.agent.stop(), 0);
-}
-
-/// Makes each test run once with each back end's programs.
-macro_rules! with_either_backend {
-    ($($test:ident),+ $(,)?) => {
-        mod nft {
-            $(#[test] fn $test() { super::$test("nft"); })+
-        }
-        mod legacy {
-            $(#[test] fn $test() { super::$test("legacy"); })+
-        }
-    };
 }
 
 with_either_backend!(

@@ -9,7 +9,10 @@ use std::os::fd::AsRawFd as _;
 use std::time::{Duration, Instant};
 
 use edgesplice::net::queue::Queue;
-use lab::{Agent, AgentBuilder, Lab, Netns, Node, Pod, Server, errno, eventually, objects, read_all};
+use lab::{
+    Agent, AgentBuilder, Lab, Netns, Node, Pod, Server, errno, eventually, objects, read_all,
+    with_either_backend,
+};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
@@ -59,17 +62,6 @@ fn holding(lab: &Lab, node: &Node, proxy: &str, objects: &str) -> AgentBuilder {
     );
     std::fs::write(&file, text).expect("a configuration file");
     Agent::on(node).args(&["--config", &file.display().to_string()]).manifest("objects.json", objects)
-}
-
-macro_rules! with_either_backend {
-    ($($test:ident),+ $(,)?) => {
-        mod nft {
-            $(#[test] fn $test() { super::$test("nft"); })+
-        }
-        mod legacy {
-            $(#[test] fn $test() { super::$test("legacy"); })+
-        }
-    };
 }
 
 with_either_backend!(

@@ -7,7 +7,9 @@ use std::io::{Read, Write};
 use std::net::Shutdown;
 use std::time::{Duration, Instant};
 
-use lab::{Agent, Lab, Netns, Node, Pod, Process, Server, errno, eventually, objects, read_all};
+use lab::{
+    Agent, Lab, Netns, Node, Pod, Process, Server, errno, eventually, objects, read_all, with_either_backend,
+};
 use nix::errno::Errno;
 
 const CLUSTER: &str = include_str!("fixtures/first-light.yaml");
@@ -52,18 +54,6 @@ impl Scene {
     fn clients(&self) -> [(&str, &Netns); 3] {
         [("a routed pod", &self.routed), ("a bridged pod", &self.bridged), ("the host", &self.a)]
     }
-}
-
-/// Makes each test run once with each back end's programs.
-macro_rules! with_either_backend {
-    ($($test:ident),+ $(,)?) => {
-        mod nft {
-            $(#[test] fn $test() { super::$test("nft"); })+
-        }
-        mod legacy {
-            $(#[test] fn $test() { super::$test("legacy"); })+
-        }
-    };
 }
 
 with_either_backend!(

@@ -4,7 +4,7 @@ mod lab;
 
 use std::time::Duration;
 
-use lab::{Agent, Lab, Server, eventually, objects};
+use lab::{Agent, Lab, Server, eventually, objects, with_either_backend};
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
@@ -145,18 +145,6 @@ fn the_rule_count_does_not_grow(backend: &str) {
     });
     eventually("the last service answers", SOON, || a.connect("10.96.5.200:80").ok());
     assert_eq!(a.rule_count(), one);
-}
-
-/// Makes each test run once with each back end's programs.
-macro_rules! with_either_backend {
-    ($($test:ident),+ $(,)?) => {
-        mod nft {
-            $(#[test] fn $test() { super::$test("nft"); })+
-        }
-        mod legacy {
-            $(#[test] fn $test() { super::$test("legacy"); })+
-        }
-    };
 }
 
 with_either_backend!(

@@ -6,7 +6,10 @@ mod lab;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use lab::{Agent, AgentBuilder, Lab, Netns, Node, Pod, Server, errno, eventually, objects, read_all};
+use lab::{
+    Agent, AgentBuilder, Lab, Netns, Node, Pod, Server, errno, eventually, objects, read_all,
+    with_either_backend,
+};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
@@ -135,17 +138,6 @@ fn at(ip: &str, port: u16) -> String {
 /// Every external frontend of `web`.
 fn frontends() -> [String; 4] {
     [at("192.168.77.1", NODE_PORT), at("fd77::1", NODE_PORT), at(VIP, 80), at(VIP_V6, 80)]
-}
-
-macro_rules! with_either_backend {
-    ($($test:ident),+ $(,)?) => {
-        mod nft {
-            $(#[test] fn $test() { super::$test("nft"); })+
-        }
-        mod legacy {
-            $(#[test] fn $test() { super::$test("legacy"); })+
-        }
-    };
 }
 
 with_either_backend!(

@@ -6,21 +6,10 @@ use std::io::Write;
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use lab::{Agent, Lab, Netns, Node, Server, eventually, objects, read_all};
+use lab::{Agent, Lab, Netns, Node, Server, eventually, objects, read_all, with_either_backend};
 use serde_json::{Value, json};
 
 const LIMIT: Duration = Duration::from_secs(20);
-
-macro_rules! with_either_backend {
-    ($($test:ident),+ $(,)?) => {
-        mod nft {
-            $(#[test] fn $test() { super::$test("nft"); })+
-        }
-        mod legacy {
-            $(#[test] fn $test() { super::$test("legacy"); })+
-        }
-    };
-}
 
 with_either_backend!(a_backend_on_this_node_sees_its_client);
 

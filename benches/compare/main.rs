@@ -16,6 +16,8 @@
 mod contenders;
 mod cpu;
 mod facts;
+#[path = "../shared/figure.rs"]
+mod figure;
 mod goals;
 mod load;
 mod origin;

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use crate::Plan;
 use crate::contenders::Contender;
 use crate::facts::Facts;
+use crate::figure::short;
 use crate::goals::{self, Goal};
 use crate::load::{MEASURES, Measure, Outcome};
 use crate::plot;
@@ -249,15 +250,5 @@ impl<'a> Report<'a> {
             "facts": facts, "rounds": self.plan.rounds, "secondsEach": self.plan.each.as_secs_f64(),
             "notes": NOTES, "measures": measures, "size": self.sizes,
         })
-    }
-}
-
-/// A figure with about three digits.
-fn short(value: f64) -> String {
-    match value {
-        value if value.is_nan() => "–".to_owned(),
-        value if value >= 100.0 => format!("{value:.0}"),
-        value if value >= 10.0 => format!("{value:.1}"),
-        value => format!("{value:.2}"),
     }
 }

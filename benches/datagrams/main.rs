@@ -15,6 +15,8 @@
 mod cpu;
 #[path = "../compare/facts.rs"]
 mod facts;
+#[path = "../shared/figure.rs"]
+mod figure;
 mod load;
 mod names;
 mod report;

@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::Plan;
 use crate::facts::Facts;
+use crate::figure::short;
 use crate::load::Outcome;
 
 /// What a reader must know, in the file itself.
@@ -161,15 +162,5 @@ pub(crate) fn finish(facts: &Facts, plan: &Plan, halves: &[Half]) {
     match written {
         Ok(()) => println!("written to {0}/{name}.md and .json", folder.display()),
         Err(error) => eprintln!("{}: {error}", folder.display()),
-    }
-}
-
-/// A figure with about three digits.
-fn short(value: f64) -> String {
-    match value {
-        value if value.is_nan() => "–".to_owned(),
-        value if value >= 100.0 => format!("{value:.0}"),
-        value if value >= 10.0 => format!("{value:.1}"),
-        value => format!("{value:.2}"),
     }
 }

@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use futures_util::TryStreamExt;
 use rtnetlink::packet_route::address::{AddressAttribute, AddressMessage, AddressProtocol, AddressScope};
 use rtnetlink::packet_route::link::LinkAttribute;
-use rtnetlink::{Handle, LinkDummy, LinkUnspec};
+use rtnetlink::{LinkDummy, LinkUnspec};
+
+use super::netlink::Netlink;
 
 /// The dummy link.
 pub const LINK: &str = "edgesplice0";
@@ -20,23 +22,6 @@ const PROTOCOL: AddressProtocol = AddressProtocol::Other(237);
 /// The index of `lo`, fixed by the kernel.
 const LOOPBACK_INDEX: u32 = 1;
 
-/// A netlink connection that ends when this is dropped.
-struct Link {
-    handle: Handle,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn link() -> io::Result<Link> {
-    let (connection, handle, _) = rtnetlink::new_connection()?;
-    Ok(Link { handle, task: tokio::spawn(connection) })
-}
-
 fn failed(error: rtnetlink::Error) -> io::Error {
     match error {
         rtnetlink::Error::NetlinkError(message) => message.to_io(),
@@ -46,7 +31,7 @@ fn failed(error: rtnetlink::Error) -> io::Error {
 
 /// Makes `ip` an address of this machine. One that somebody brought along already is left as it is.
 pub async fn bring(ip: IpAddr) -> io::Result<()> {
-    let link = link()?;
+    let link = Netlink::open()?;
     let known = addresses(&link).await?;
     if known.iter().any(|message| address(message) == Some(ip)) {
         return Ok(());
@@ -75,7 +60,7 @@ pub async fn bring(ip: IpAddr) -> io::Result<()> {
 
 /// What of ours stands on this machine, each as a line for people.
 pub async fn leftovers() -> io::Result<Vec<String>> {
-    let link = link()?;
+    let link = Netlink::open()?;
     let mut found: Vec<String> = addresses(&link)
         .await?
         .iter()
@@ -90,7 +75,7 @@ pub async fn leftovers() -> io::Result<Vec<String>> {
 
 /// Takes away everything of ours. Returns what it was.
 pub async fn remove() -> io::Result<()> {
-    let link = link()?;
+    let link = Netlink::open()?;
     for message in addresses(&link).await?.into_iter().filter(is_own) {
         link.handle.address().del(message).execute().await.map_err(failed)?;
     }
@@ -100,7 +85,7 @@ pub async fn remove() -> io::Result<()> {
     Ok(())
 }
 
-async fn addresses(link: &Link) -> io::Result<Vec<AddressMessage>> {
+async fn addresses(link: &Netlink) -> io::Result<Vec<AddressMessage>> {
     link.handle.address().get().execute().try_collect().await.map_err(failed)
 }
 
@@ -121,14 +106,14 @@ fn is_own(message: &AddressMessage) -> bool {
     message.header.index == LOOPBACK_INDEX && message.attributes.iter().any(marked)
 }
 
-async fn index_of(link: &Link, name: &str) -> io::Result<Option<u32>> {
+async fn index_of(link: &Netlink, name: &str) -> io::Result<Option<u32>> {
     let links: Vec<_> = link.handle.link().get().execute().try_collect().await.map_err(failed)?;
     let named = |attribute: &LinkAttribute| matches!(attribute, LinkAttribute::IfName(own) if own == name);
     Ok(links.iter().find(|link| link.attributes.iter().any(named)).map(|link| link.header.index))
 }
 
 /// The dummy link's index, made and brought up if it is not there.
-async fn dummy(link: &Link) -> io::Result<u32> {
+async fn dummy(link: &Netlink) -> io::Result<u32> {
     if index_of(link, LINK).await?.is_none() {
         link.handle.link().add(LinkDummy::new(LINK).build()).execute().await.map_err(failed)?;
     }

@@ -7,5 +7,6 @@ pub mod datagram;
 pub mod diag;
 pub mod link;
 pub mod listening;
+pub mod netlink;
 pub mod queue;
 pub mod sock;

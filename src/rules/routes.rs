@@ -16,10 +16,11 @@ use nix::errno::Errno;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::route::RouteMessage;
 use rtnetlink::packet_route::rule::RuleMessage;
-use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::apply::Family;
 use super::names::{RANGE_PRIORITY, RANGE_TABLE, REFUSE_PRIORITY, REFUSE_TABLE, ROUTE_PROTOCOL};
+use crate::net::netlink::Netlink;
 
 pub use foreign::{Foreign, beside, obstacle, swallowing};
 pub(super) use message::is_ours;
@@ -113,22 +114,8 @@ impl RouteError {
     }
 }
 
-/// A netlink connection that ends when this is dropped.
-struct Link {
-    handle: Handle,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Link {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
-
-fn link() -> Result<Link, RouteError> {
-    let (connection, handle, _) = rtnetlink::new_connection()
-        .map_err(|source| RouteError { what: "opening a netlink socket".to_owned(), source })?;
-    Ok(Link { handle, task: tokio::spawn(connection) })
+fn link() -> Result<Netlink, RouteError> {
+    Netlink::open().map_err(|source| RouteError { what: "opening a netlink socket".to_owned(), source })
 }
 
 /// Routes of the main table that lead somewhere other than by default, and are not ours.
@@ -234,7 +221,7 @@ fn pass_over(done: Result<(), rtnetlink::Error>, errno: Errno) -> Result<(), rtn
 }
 
 /// All routes of a family, in every table. None where the kernel does not have the family.
-async fn routes(link: &Link, family: Family) -> Result<Vec<RouteMessage>, RouteError> {
+async fn routes(link: &Netlink, family: Family) -> Result<Vec<RouteMessage>, RouteError> {
     let request = match family {
         Family::V4 => RouteMessageBuilder::<Ipv4Addr>::new().build(),
         Family::V6 => RouteMessageBuilder::<Ipv6Addr>::new().build(),
@@ -247,7 +234,7 @@ async fn routes(link: &Link, family: Family) -> Result<Vec<RouteMessage>, RouteE
 }
 
 /// All policy rules of a family. `None` where the kernel was built without policy routing, which lists none.
-async fn rules(link: &Link, family: Family) -> Result<Option<Vec<RuleMessage>>, RouteError> {
+async fn rules(link: &Netlink, family: Family) -> Result<Option<Vec<RuleMessage>>, RouteError> {
     let version = match family {
         Family::V4 => IpVersion::V4,
         Family::V6 => IpVersion::V6,

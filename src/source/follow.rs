@@ -12,7 +12,8 @@ use super::fault::{Attempt, Fault};
 use super::kube::{Answer, ApiClient};
 use super::mirror::{Caution, Mirror, Silence};
 use super::range::{self, AskRange};
-use super::slim::{Kind, Object};
+use super::resource::{Need, Resource};
+use super::slim::Object;
 use super::trust::{Listing, Trust};
 use super::wire::{self, Event};
 use super::{Unreadable, Update};
@@ -78,34 +79,6 @@ impl Timing {
     pub fn metaserver() -> Self {
         Self { answer: Duration::from_mins(1), piece: Duration::from_mins(1), ..Self::kubernetes() }
     }
-}
-
-/// A kind of object and where the API keeps it.
-#[derive(Debug)]
-pub(super) struct Resource {
-    pub(super) kind: Kind,
-    /// The plural name.
-    pub(super) name: &'static str,
-    /// The API group.
-    pub(super) group: &'static str,
-    /// Where it is, newest API version first.
-    pub(super) paths: &'static [&'static str],
-    /// Selectors, as query parameters.
-    pub(super) query: &'static str,
-    pub(super) need: Need,
-    /// Followed only where this other kind has no objects.
-    pub(super) instead_of: Option<Kind>,
-}
-
-/// What it means when a kind cannot be had.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Need {
-    /// There is no complete state without it.
-    Required,
-    /// It may be absent (404, 403), since another kind stands in for it; any other failure is waited out.
-    Replaceable,
-    /// Everything works without it.
-    Optional,
 }
 
 /// What a follower tells.

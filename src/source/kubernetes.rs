@@ -6,10 +6,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::cached::{LastGood, Resumable};
 use super::events::Recorder;
-use super::follow::{Need, Resource, Timing};
+use super::follow::Timing;
 use super::kube::{ApiClient, Origin};
 use super::live::Live;
-use super::slim::Kind;
+use super::resource::{DESTINATION_RULES, NODES, PODS, Resource, SERVICE_CIDRS, SERVICES, SLICES};
 use super::{Sink, Source};
 
 /// What is followed. Services carry no selector: one that opts out has to be known all the same, because its
@@ -28,65 +28,19 @@ static RESOURCES_BY_NAME: [Resource; 6] =
 
 const fn resources(slice_query: &'static str) -> [Resource; 6] {
     [
+        SERVICES,
+        Resource { query: slice_query, ..SLICES },
+        // `status.phase!=Succeeded,status.phase!=Failed`
+        Resource { query: "&fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed", ..PODS },
+        NODES,
         Resource {
-            kind: Kind::Service,
-            name: "services",
-            group: "",
-            paths: &["/api/v1/services"],
-            query: "",
-            need: Need::Required,
-            instead_of: None,
-        },
-        Resource {
-            kind: Kind::EndpointSlice,
-            name: "endpointslices",
-            group: "discovery.k8s.io",
-            paths: &["/apis/discovery.k8s.io/v1/endpointslices"],
-            query: slice_query,
-            need: Need::Required,
-            instead_of: None,
-        },
-        Resource {
-            kind: Kind::Pod,
-            name: "pods",
-            group: "",
-            paths: &["/api/v1/pods"],
-            // `status.phase!=Succeeded,status.phase!=Failed`
-            query: "&fieldSelector=status.phase%21%3DSucceeded%2Cstatus.phase%21%3DFailed",
-            need: Need::Required,
-            instead_of: None,
-        },
-        Resource {
-            kind: Kind::Node,
-            name: "nodes",
-            group: "",
-            paths: &["/api/v1/nodes"],
-            query: "",
-            need: Need::Required,
-            instead_of: None,
-        },
-        Resource {
-            kind: Kind::ServiceCidr,
-            name: "servicecidrs",
-            group: "networking.k8s.io",
             paths: &[
                 "/apis/networking.k8s.io/v1/servicecidrs",
                 "/apis/networking.k8s.io/v1beta1/servicecidrs",
             ],
-            query: "",
-            need: Need::Optional,
-            instead_of: None,
+            ..SERVICE_CIDRS
         },
-        Resource {
-            kind: Kind::DestinationRule,
-            name: "destinationrules",
-            group: "networking.istio.io",
-            // Served by every Istio, and the only one that EdgeMesh installs everywhere.
-            paths: &["/apis/networking.istio.io/v1alpha3/destinationrules"],
-            query: "",
-            need: Need::Optional,
-            instead_of: None,
-        },
+        DESTINATION_RULES,
     ]
 }
 

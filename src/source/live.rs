@@ -12,8 +12,9 @@ use tokio::sync::mpsc;
 use tokio::time::sleep_until;
 use tokio_util::sync::CancellationToken;
 
-use super::follow::{Follower, Need, News, Resource, Timing};
+use super::follow::{Follower, News, Timing};
 use super::kube::ApiClient;
+use super::resource::{Need, Resource};
 use super::slim::{Kind, Object, ObjectKey};
 use super::trust::Trust;
 use super::{Sink, SourceState, SourceStatus, Unreadable, Update};

@@ -9,9 +9,12 @@ use std::sync::atomic::AtomicU64;
 use tokio_util::sync::CancellationToken;
 
 use super::cached::{LastGood, Resumable};
-use super::follow::{Need, Resource, Timing};
+use super::follow::Timing;
 use super::kube::{ApiClient, Origin};
 use super::live::Live;
+use super::resource::{
+    DESTINATION_RULES, ENDPOINTS, NODES, Need, PODS, Resource, SERVICE_CIDRS, SERVICES, SLICES,
+};
 use super::slim::Kind;
 use super::trust::Trust;
 use super::{Sink, Source};
@@ -19,69 +22,13 @@ use crate::config::Credentials;
 
 /// What is followed. No selectors: the edge's own store honours only some of them.
 const RESOURCES: &[Resource] = &[
-    Resource {
-        kind: Kind::Service,
-        name: "services",
-        group: "",
-        paths: &["/api/v1/services"],
-        query: "",
-        need: Need::Required,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::EndpointSlice,
-        name: "endpointslices",
-        group: "discovery.k8s.io",
-        paths: &["/apis/discovery.k8s.io/v1/endpointslices"],
-        query: "",
-        need: Need::Replaceable,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::Endpoints,
-        name: "endpoints",
-        group: "",
-        paths: &["/api/v1/endpoints"],
-        query: "",
-        need: Need::Required,
-        instead_of: Some(Kind::EndpointSlice),
-    },
-    Resource {
-        kind: Kind::Pod,
-        name: "pods",
-        group: "",
-        paths: &["/api/v1/pods"],
-        query: "",
-        need: Need::Required,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::Node,
-        name: "nodes",
-        group: "",
-        paths: &["/api/v1/nodes"],
-        query: "",
-        need: Need::Required,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::ServiceCidr,
-        name: "servicecidrs",
-        group: "networking.k8s.io",
-        paths: &["/apis/networking.k8s.io/v1/servicecidrs"],
-        query: "",
-        need: Need::Optional,
-        instead_of: None,
-    },
-    Resource {
-        kind: Kind::DestinationRule,
-        name: "destinationrules",
-        group: "networking.istio.io",
-        paths: &["/apis/networking.istio.io/v1alpha3/destinationrules"],
-        query: "",
-        need: Need::Optional,
-        instead_of: None,
-    },
+    SERVICES,
+    Resource { need: Need::Replaceable, ..SLICES },
+    Resource { instead_of: Some(Kind::EndpointSlice), ..ENDPOINTS },
+    PODS,
+    NODES,
+    SERVICE_CIDRS,
+    DESTINATION_RULES,
 ];
 
 /// Follows a `MetaServer`.

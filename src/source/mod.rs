@@ -17,6 +17,7 @@ pub mod manifests;
 pub mod metaserver;
 mod mirror;
 mod range;
+mod resource;
 pub mod slim;
 mod trust;
 mod wire;

@@ -19,7 +19,7 @@
 //! `fd44:n::p+1`. Nothing about the program's inner workings may come in here.
 
 // Every test program includes the whole lab and uses a part of it.
-#![allow(dead_code, unused_imports, unreachable_pub)]
+#![allow(dead_code, unused_imports, unused_macros, unreachable_pub)]
 
 mod agent;
 mod node;
@@ -40,6 +40,19 @@ pub use ns::Netns;
 pub use process::{Process, Run};
 pub use serve::{Datagrams, Server, errno, http_get, read_all, reset};
 pub use state::State;
+
+/// Makes each test run once with each back end's programs.
+macro_rules! with_either_backend {
+    ($($test:ident),+ $(,)?) => {
+        mod nft {
+            $(#[test] fn $test() { super::$test("nft"); })+
+        }
+        mod legacy {
+            $(#[test] fn $test() { super::$test("legacy"); })+
+        }
+    };
+}
+pub(crate) use with_either_backend;
 
 /// Distinguishes the labs of one process.
 static SEQUENCE: AtomicU32 = AtomicU32::new(0);

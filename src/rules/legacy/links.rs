@@ -11,36 +11,27 @@ use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
 use rtnetlink::packet_route::rule::{RuleAttribute, RuleMessage};
-use rtnetlink::{Handle, IpVersion, RouteMessageBuilder};
+use rtnetlink::{IpVersion, RouteMessageBuilder};
 
 use super::facts::{Link, PolicyRule, Route};
+use crate::net::netlink;
 use crate::rules::apply::Family;
 use crate::rules::{names, routes};
 
-/// A netlink connection; its task ends with it.
-pub(super) struct Netlink {
-    handle: Handle,
-    task: tokio::task::JoinHandle<()>,
-}
-
-impl Drop for Netlink {
-    fn drop(&mut self) {
-        self.task.abort();
-    }
-}
+/// What cleaning reads and removes over netlink.
+pub(super) struct Netlink(netlink::Netlink);
 
 impl Netlink {
     /// Opens a connection in the calling thread's network namespace.
     pub(super) fn open() -> anyhow::Result<Self> {
-        let (connection, handle, _) = rtnetlink::new_connection().context("cannot open a netlink socket")?;
-        Ok(Self { handle, task: tokio::spawn(connection) })
+        netlink::Netlink::open().map(Self).context("cannot open a netlink socket")
     }
 
     /// All links with their addresses.
     pub(super) async fn links(&self) -> anyhow::Result<Vec<Link>> {
         let mut links = Vec::new();
         let messages: Vec<_> =
-            self.handle.link().get().execute().try_collect().await.context("cannot list links")?;
+            self.0.handle.link().get().execute().try_collect().await.context("cannot list links")?;
         for message in messages {
             let mut link = Link { index: message.header.index, ..Link::default() };
             for attribute in message.attributes {
@@ -61,7 +52,7 @@ impl Netlink {
             links.push(link);
         }
         let messages: Vec<_> =
-            self.handle.address().get().execute().try_collect().await.context("cannot list addresses")?;
+            self.0.handle.address().get().execute().try_collect().await.context("cannot list addresses")?;
         for message in messages {
             // `Local` is the own address where a link has a peer; else both are the same or only `Address` is there.
             let find = |local: bool| {
@@ -94,7 +85,7 @@ impl Netlink {
         let names: HashMap<u32, &str> = links.iter().map(|link| (link.index, link.name.as_str())).collect();
         for message in self.route_messages().await? {
             if read_route(&message, &names).as_ref() == Some(route) {
-                let done = self.handle.route().del(message).execute().await;
+                let done = self.0.handle.route().del(message).execute().await;
                 unless_gone(done).with_context(|| format!("cannot delete the route {route}"))?;
             }
         }
@@ -103,7 +94,7 @@ impl Netlink {
 
     /// Deletes a link; it is good if it is gone already.
     pub(super) async fn delete_link(&self, link: &Link) -> anyhow::Result<()> {
-        let done = self.handle.link().del(link.index).execute().await;
+        let done = self.0.handle.link().del(link.index).execute().await;
         unless_gone(done).with_context(|| format!("cannot delete the link {}", link.name))
     }
 
@@ -115,7 +106,7 @@ impl Netlink {
     /// Deletes this program's policy rules.
     pub(super) async fn delete_policy_rules(&self) -> anyhow::Result<()> {
         for (rule, message) in self.own_rules().await? {
-            let done = self.handle.rule().del(message).execute().await;
+            let done = self.0.handle.rule().del(message).execute().await;
             unless_gone(done).with_context(|| format!("cannot delete the {rule}"))?;
         }
         Ok(())
@@ -124,10 +115,10 @@ impl Netlink {
     async fn route_messages(&self) -> anyhow::Result<Vec<RouteMessage>> {
         let v4 = RouteMessageBuilder::<Ipv4Addr>::new().build();
         let mut all: Vec<RouteMessage> =
-            self.handle.route().get(v4).execute().try_collect().await.context("cannot list IPv4 routes")?;
+            self.0.handle.route().get(v4).execute().try_collect().await.context("cannot list IPv4 routes")?;
         let v6 = RouteMessageBuilder::<Ipv6Addr>::new().build();
         // A kernel without IPv6 refuses the question.
-        let v6: Result<Vec<RouteMessage>, _> = self.handle.route().get(v6).execute().try_collect().await;
+        let v6: Result<Vec<RouteMessage>, _> = self.0.handle.route().get(v6).execute().try_collect().await;
         all.extend(v6.unwrap_or_default());
         Ok(all)
     }
@@ -136,7 +127,7 @@ impl Netlink {
         let mut found = Vec::new();
         for (family, version) in [(Family::V4, IpVersion::V4), (Family::V6, IpVersion::V6)] {
             let messages: Result<Vec<RuleMessage>, _> =
-                self.handle.rule().get(version).execute().try_collect().await;
+                self.0.handle.rule().get(version).execute().try_collect().await;
             let messages = match (messages, family) {
                 (Ok(messages), _) => messages,
                 (Err(_), Family::V6) => continue,
