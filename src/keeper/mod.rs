@@ -91,7 +91,8 @@ pub fn keep() -> anyhow::Result<ExitCode> {
         match keeper.policy.ended(ended, Instant::now()) {
             Next::Exit(code) => {
                 let had_time = match ended {
-                    Ended::Exited(code) => code == 0 || !keeper.policy.is_proven(),
+                    // 64: nothing was touched.
+                    Ended::Exited(code) => code == 0 || code == 64,
                     Ended::Killed(_) => false,
                 };
                 if !had_time {
@@ -142,11 +143,21 @@ impl Keeper {
         let (ours, theirs) = store::pair()?;
         self.held.hand_over(&ours, &self.last)?;
         let worker = spawn(theirs)?;
-        let mut socket = Some(&ours);
+        let ended = self.follow(worker, &ours);
+        if ended.is_err() {
+            // Not to be forgotten beside the next one.
+            let _ = kill(worker, Signal::SIGKILL);
+            let _ = waitpid(worker, None);
+        }
+        ended
+    }
+
+    fn follow(&mut self, worker: Pid, ours: &OwnedFd) -> io::Result<Ended> {
+        let mut socket = Some(ours);
         loop {
             self.wait(socket, PollTimeout::NONE)?;
             loop {
-                match store::hear(&ours)? {
+                match store::hear(ours)? {
                     store::Heard::Keep(name, sockets) => self.held.keep(name, sockets),
                     store::Heard::Ready => self.policy.ready(Instant::now()),
                     store::Heard::Nothing => break,
@@ -241,6 +252,7 @@ fn program(task: &str) -> Command {
 }
 
 fn spawn(socket: OwnedFd) -> io::Result<Pid> {
-    let child = program(WORK).stdin(Stdio::from(socket)).spawn()?;
+    // In a group of its own: what a terminal sends to the keeper's group comes from the keeper, and only once.
+    let child = program(WORK).stdin(Stdio::from(socket)).process_group(0).spawn()?;
     i32::try_from(child.id()).map(Pid::from_raw).map_err(io::Error::other)
 }

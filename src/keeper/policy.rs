@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use nix::libc::{SIGINT, SIGTERM};
+
 /// Pause before the second restart in a row; the first one is at once, and each further one waits twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// Longest pause while the rules stand: clients wait in the sockets' queues for as long.
@@ -80,6 +82,10 @@ impl Policy {
         // An agent that ends by itself before it ever worked has said why: its configuration is wrong, or another
         // agent runs. One that ends well was told to.
         let by_itself = matches!(how, Ended::Exited(code) if code == 0 || !self.proven);
+        if self.stopping && matches!(how, Ended::Killed(SIGTERM | SIGINT)) {
+            // It was too young to answer the signal itself, and did what it asks for.
+            return Next::Exit(0);
+        }
         if by_itself || self.stopping {
             return Next::Exit(how.code());
         }
@@ -89,7 +95,8 @@ impl Policy {
             1 => Next::Start(Duration::ZERO),
             n if n < PATIENCE => Next::Start((FIRST_PAUSE * (1 << (n - 2))).min(LONGEST_PAUSE)),
             PATIENCE => Next::Withdraw(WITHOUT_RULES),
-            _ if self.proven => Next::Start(WITHOUT_RULES),
+            // It may have put them up again.
+            _ if self.proven => Next::Withdraw(WITHOUT_RULES),
             // It never worked: whoever started us is to know.
             _ => Next::Exit(1),
         }
@@ -119,9 +126,8 @@ mod tests {
             seen.push(policy.ended(Killed(9), now));
         }
         let ms = |n| Next::Start(Duration::from_millis(n));
-        let rare = Next::Start(WITHOUT_RULES);
         let withdrawn = Next::Withdraw(WITHOUT_RULES);
-        assert_eq!(seen, [ms(0), ms(100), ms(200), ms(400), ms(800), withdrawn, rare, rare]);
+        assert_eq!(seen, [ms(0), ms(100), ms(200), ms(400), ms(800), withdrawn, withdrawn, withdrawn]);
     }
 
     #[test]
@@ -158,6 +164,7 @@ mod tests {
         policy.ready(now);
         policy.stop();
         assert_eq!(policy.ended(Killed(9), now), Next::Exit(137));
+        assert_eq!(policy.ended(Killed(SIGTERM), now), Next::Exit(0));
         assert_eq!(policy.ended(Exited(1), now), Next::Exit(1));
     }
 }

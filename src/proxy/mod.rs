@@ -133,7 +133,8 @@ impl Proxy {
     /// Fails if the port is taken or the mark may not be set.
     pub fn bind_sharded(settings: &ProxySettings, own_mark: u32, shards: usize) -> anyhow::Result<Self> {
         let listen = |port| {
-            sock::listen(port, shards > 1).with_context(|| {
+            // A later data plane may have another number of parts, beside these sockets for a moment.
+            sock::listen(port, true).with_context(|| {
                 format!("cannot listen on TCP port {port}; choose another one with --proxy-port")
             })
         };

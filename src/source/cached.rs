@@ -100,6 +100,7 @@ impl<S: Resumable> Source for CachedSource<S> {
             shelf: Shelf::default(),
             write_every: self.write_every,
             written: None,
+            looked: None,
             due: None,
             trouble: String::new(),
         };
@@ -180,6 +181,8 @@ struct Keeper {
     shelf: Shelf,
     write_every: Duration,
     written: Option<Written>,
+    /// Until when the objects are not looked at again: each look goes through all of them.
+    looked: Option<Instant>,
     /// When to write next.
     due: Option<Instant>,
     /// Why the last write failed.
@@ -190,11 +193,8 @@ impl Keeper {
     fn follow(&mut self, update: &Update) {
         self.shelf.apply(update);
         let now = Instant::now();
-        let soon = match &self.written {
-            // The first full state is worth a write at once.
-            None => now,
-            Some(written) => (written.at + self.write_every).max(now),
-        };
+        // The first full state is worth a write at once.
+        let soon = self.looked.map_or(now, |until| until.max(now));
         // A failed attempt keeps its own time.
         if self.trouble.is_empty() {
             self.due = Some(self.due.map_or(soon, |due| due.min(soon)));
@@ -205,6 +205,7 @@ impl Keeper {
         let now = Instant::now();
         let (body, checksum) = self.shelf.body();
         let spacing = spacing(self.write_every, body.len());
+        self.looked = Some(now + spacing);
         if let Some(written) = &self.written {
             let same = written.checksum == checksum;
             let again = if same { REFRESH_EVERY } else { spacing };

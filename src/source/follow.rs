@@ -18,6 +18,8 @@ use super::trust::{Listing, Trust};
 use super::wire::{self, Event};
 use super::{Unreadable, Update};
 
+/// Time until a server that had no answer for the Service range is asked again.
+const ASK_AGAIN: Duration = Duration::from_secs(30);
 /// Objects in one page of a list, as client-go asks for them.
 const PAGE: usize = 500;
 /// Largest answer to a list that is read; ten thousand pods in one page stay far below.
@@ -209,9 +211,21 @@ impl Follower {
         }
         self.path = 0;
         tracing::debug!(resource = self.resource.name, %fault, "the server does not offer it");
+        let mut wait = self.timing.absent;
+        // What was there before the server stopped offering it goes once that has lasted.
+        if *fault == Fault::NotFound && self.mirror.len() > 0 {
+            self.mirror.begin();
+            let silence = Silence::Doubtful { hold: self.timing.hold, up_to: None };
+            for update in self.mirror.finish(silence, Instant::now()) {
+                self.tell(News::Change(update)).await;
+            }
+            wait = wait.min(self.timing.hold);
+        }
         self.settle_range(false).await;
+        if matches!(self.ask_range, AskRange::Wanted) {
+            wait = wait.min(ASK_AGAIN);
+        }
         self.tell(News::Absent).await;
-        let wait = self.timing.absent;
         sleep(wait + wait.mul_f64(fastrand::f64() / 2.0)).await;
     }
 
@@ -225,6 +239,7 @@ impl Follower {
             let place = more.as_ref().map_or_else(String::new, |t| format!("&continue={}", escape(t)));
             let query = format!("{}{limit}{place}", self.resource.query);
             let path = format!("{}?{}", self.resource.paths[self.path], query.trim_start_matches('&'));
+            let mark = self.trust.as_ref().map_or(0, |trust| trust.mark());
             let page = match self.fetch(path.trim_end_matches('?')).await {
                 // The list took longer than the server holds its state: once more, in one piece.
                 Err(Fault::Gone) if more.is_some() => {
@@ -237,6 +252,7 @@ impl Follower {
             let verdict = self.trust.as_ref().map(|trust| {
                 let listing = Listing {
                     lane: self.lane,
+                    mark,
                     version: page.version.as_deref().and_then(|v| v.parse().ok()),
                     newest: page.entries.iter().filter_map(|e| e.version).max(),
                     items: page.entries.len(),
@@ -324,7 +340,9 @@ impl Follower {
                 backoff.reset();
             }
             // MetaServer replays everything at each watch but never what was deleted in between.
-            let list_next = self.trust.is_some() || matches!(end, End::Lost(_));
+            // Nor does a watch tell that a kind is served elsewhere by now, or no more.
+            let absent = matches!(&end, End::Failed(fault) if self.resource.need != Need::Required && fault.is_absence());
+            let list_next = self.trust.is_some() || absent || matches!(end, End::Lost(_));
             match end {
                 End::Failed(fault) | End::Lost(Some(fault)) => self.failed("watch", &fault, backoff).await,
                 _ if steady => sleep(backoff.pause()).await,

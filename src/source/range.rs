@@ -43,6 +43,11 @@ pub(super) async fn ask(api: &ApiClient, patience: Duration) -> Option<Option<Ob
                 );
                 break;
             }
+            // Busy, or not yet itself.
+            Ok((status @ (429 | 500..=599), _)) => {
+                tracing::debug!(status, "the API server does not answer for the Service range yet");
+                return None;
+            }
             Ok((_, body)) => ranges.extend(answer(&body)),
             Err(fault) => {
                 tracing::debug!(%fault, "the Service range could not be asked for");

@@ -24,6 +24,9 @@ pub(super) struct Trust {
 pub(super) struct Listing {
     /// Which kind: a bit number.
     pub(super) lane: usize,
+    /// The highest version seen before it was asked for: kinds are listed at the same time, and a list that took long is not
+    /// older than the cloud because a shorter one was quicker.
+    pub(super) mark: u64,
     /// The list's version.
     pub(super) version: Option<u64>,
     /// The newest version among its objects.
@@ -69,7 +72,7 @@ impl Trust {
         } else {
             self.filled.fetch_and(!bit, Ordering::Relaxed) & !bit
         };
-        let mark = self.mark();
+        let mark = list.mark;
         let first_hand = list.version.is_some_and(|v| v >= mark);
         if let Some(version) = list.version {
             self.remember(version);
@@ -113,8 +116,28 @@ mod tests {
     const HOLD_ALL: Duration = Duration::from_mins(15);
 
     fn judge(trust: &Trust, lane: usize, version: Option<u64>, items: usize, known: usize) -> Verdict {
-        let listing = Listing { lane, version, newest: (items > 0).then_some(7), items, known };
+        judge_asked_at(trust, trust.mark(), lane, (version, items, known))
+    }
+
+    fn judge_asked_at(
+        trust: &Trust,
+        mark: u64,
+        lane: usize,
+        (version, items, known): (Option<u64>, usize, usize),
+    ) -> Verdict {
+        let listing = Listing { lane, mark, version, newest: (items > 0).then_some(7), items, known };
         trust.judge(listing, HOLD, HOLD_ALL)
+    }
+
+    #[test]
+    fn a_list_that_took_long_is_as_good_as_one_that_was_quick() {
+        let trust = Trust::default();
+        trust.remember(90);
+        let asked_at = trust.mark();
+        assert!(judge(&trust, 0, Some(105), 3, 3).first_hand);
+        let slow = judge_asked_at(&trust, asked_at, 1, (Some(100), 3, 3));
+        assert_eq!((slow.silence, slow.first_hand, slow.doubt), (Silence::Proof, true, None));
+        assert_eq!(trust.mark(), 105);
     }
 
     #[test]
