@@ -883,6 +883,42 @@ async fn a_disk_that_refuses_is_reported_and_the_work_goes_on() {
     mirror.end().await;
 }
 
+#[test]
+fn a_disk_that_hangs_holds_up_no_update() {
+    // What writes to disk has one thread, and that one hangs as a worn-out flash does.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(1)
+        .build()
+        .expect("a runtime");
+    runtime.block_on(async {
+        let dir = tempfile::tempdir().unwrap();
+        let server = ApiServer::start(Personality::Kubernetes).await;
+        fill(&server);
+        let mut mirror = Mirror::of(cached(kubernetes(&server).await, dir.path()));
+        mirror.synced().await;
+        all_watched(&server).await;
+        eventually("the file", || dir.path().join("last-good.json").exists()).await;
+        let (release, hanging) = std::sync::mpsc::channel::<()>();
+        let hangs = tokio::task::spawn_blocking(move || drop(hanging.recv()));
+        server.set("services", service("first", "10.96.0.51"));
+        mirror.equal_to(&server).await;
+        // The write that this one was worth is under way by now.
+        mirror.during(Duration::from_millis(500)).await;
+        server.set("services", service("second", "10.96.0.52"));
+        mirror.equal_to(&server).await;
+        let path = dir.path().join("last-good.json");
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("10.96.0.52"), "the disk did not hang");
+        drop(release);
+        hangs.await.unwrap();
+        eventually("the last change on disk", || {
+            std::fs::read_to_string(&path).unwrap().contains("10.96.0.52")
+        })
+        .await;
+        mirror.end().await;
+    });
+}
+
 /// Changes, deletions, cuts, expiry and errors at random: the mirror converges, and what exists all the time is never
 /// missing on the way.
 async fn random_walk<S: Source, F: Future<Output = S>>(

@@ -125,8 +125,9 @@ impl Relay {
         let (status_in, mut status) = watch::channel(first);
         let running = inner.run(Sink { updates: updates_in, status: status_in }, stop);
         tokio::pin!(running);
+        let mut writing: Option<Writing> = None;
         let end = loop {
-            let due = self.keeper.due;
+            let due = self.keeper.due.filter(|_| writing.is_none());
             tokio::select! {
                 biased;
                 Some(update) = updates.recv() => {
@@ -143,13 +144,23 @@ impl Relay {
                     self.forward(told);
                 }
                 () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    writing = self.keeper.begin(&status.borrow());
+                }
+                // A slow disk holds up no update.
+                done = async { Some(writing.as_mut()?.done().await) }, if writing.is_some() => {
+                    if let (Some(done), Some(writing)) = (done, writing.take()) {
+                        self.keeper.finish(writing, done);
+                    }
                     let told = status.borrow().clone();
-                    self.keeper.write(&told).await;
                     self.forward(told);
                 }
                 end = &mut running => break end,
             }
         };
+        if let Some(mut writing) = writing {
+            let done = writing.done().await;
+            self.keeper.finish(writing, done);
+        }
         let told = status.borrow().clone();
         self.keeper.write_last(&told).await;
         end
@@ -171,6 +182,19 @@ impl Relay {
 struct Written {
     checksum: String,
     at: Instant,
+}
+
+/// A write under way.
+struct Writing {
+    work: tokio::task::JoinHandle<std::io::Result<()>>,
+    checksum: String,
+    begun: Instant,
+}
+
+impl Writing {
+    async fn done(&mut self) -> std::io::Result<()> {
+        (&mut self.work).await.map_err(std::io::Error::other).flatten()
+    }
 }
 
 /// Writes the objects to disk, not more often than a flash can take.
@@ -201,7 +225,8 @@ impl Keeper {
         }
     }
 
-    async fn write(&mut self, status: &SourceStatus) {
+    /// Begins to write, if there is something worth it.
+    fn begin(&mut self, status: &SourceStatus) -> Option<Writing> {
         let now = Instant::now();
         let (body, checksum) = self.shelf.body();
         let spacing = spacing(self.write_every, body.len());
@@ -211,7 +236,7 @@ impl Keeper {
             let again = if same { REFRESH_EVERY } else { spacing };
             if now.duration_since(written.at) < again {
                 self.due = Some(written.at + again);
-                return;
+                return None;
             }
         }
         let saved_at =
@@ -222,18 +247,21 @@ impl Keeper {
         drop(body);
         let cache = self.cache.clone();
         let work = move || text.and_then(|text| cache.save(&text));
-        let result = match tokio::task::spawn_blocking(work).await {
-            Ok(result) => result,
-            Err(e) => Err(std::io::Error::other(e)),
-        };
+        // Set anew by what comes meanwhile, and at the end.
+        self.due = None;
+        Some(Writing { work: tokio::task::spawn_blocking(work), checksum, begun: now })
+    }
+
+    fn finish(&mut self, writing: Writing, result: std::io::Result<()>) {
+        let now = Instant::now();
         match result {
             Ok(()) => {
                 if !self.trouble.is_empty() {
                     tracing::info!("the cache {} is written again", self.cache.path().display());
                     self.trouble.clear();
                 }
-                self.written = Some(Written { checksum, at: now });
-                self.due = Some(now + REFRESH_EVERY);
+                self.written = Some(Written { checksum: writing.checksum, at: writing.begun });
+                self.due.get_or_insert(writing.begun + REFRESH_EVERY);
             }
             Err(e) => {
                 let trouble = format!(
@@ -262,7 +290,10 @@ impl Keeper {
             }
             self.written = None;
         }
-        self.write(status).await;
+        if let Some(mut writing) = self.begin(status) {
+            let done = writing.done().await;
+            self.finish(writing, done);
+        }
     }
 }
 
