@@ -77,6 +77,7 @@ fn help_and_version_are_no_errors() {
         "--admin",
         "--drain-timeout",
         "--keep-rules",
+        "--take-over",
         "--coexist-with-kube-proxy",
         "--service-proxy-name",
         "--remove-stale",

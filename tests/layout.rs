@@ -12,6 +12,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("obs", &[]),
     ("life", &[]),
     ("keeper", &[]),
+    ("handover", &[]),
     ("config", &[]),
     ("source", &["config"]),
     ("model", &["config", "source"]),
@@ -19,7 +20,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dns", &["config", "model"]),
     ("balance", &["config", "model"]),
     ("proxy", &["config", "model", "balance"]),
-    ("app", &["config", "source", "model", "rules", "dns", "balance", "proxy", "keeper"]),
+    ("app", &["config", "source", "model", "rules", "dns", "balance", "proxy", "keeper", "handover"]),
     ("cli", &["config", "source", "model", "rules", "dns", "app", "keeper"]),
     // The two roots name every module.
     ("lib", &[]),

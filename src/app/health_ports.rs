@@ -15,6 +15,7 @@ use crate::obs::health_port::{self, ServiceHealth, ServiceName};
 
 use super::control::Shared;
 use super::data::Pulse;
+use super::listeners::Purpose;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -24,7 +25,7 @@ pub(super) struct HealthPorts {
     shared: Arc<Shared>,
     pulse: Pulse,
     open: BTreeMap<SocketAddr, DropGuard>,
-    /// Those that could not be opened, with the reason.
+    /// Those that could not be opened, with the reason; none where the agent before has them still.
     failed: BTreeMap<SocketAddr, String>,
 }
 
@@ -41,10 +42,20 @@ impl HealthPorts {
             addresses.iter().map(move |ip| SocketAddr::new(*ip, port))
         };
         let wanted: BTreeSet<SocketAddr> = snapshot.health_checks.keys().flat_map(at).collect();
-        self.open.retain(|addr, _| wanted.contains(addr));
+        let listeners = &self.shared.listeners;
+        self.open.retain(|addr, _| {
+            let stays = wanted.contains(addr);
+            if !stays {
+                listeners.drop_own(Purpose::HealthCheck, *addr);
+            }
+            stays
+        });
         self.failed.retain(|addr, _| wanted.contains(addr));
         for addr in wanted {
-            if !self.open.contains_key(&addr) && !self.failed.contains_key(&addr) {
+            // The agent before has it still: it is had with the rest, see `retry`.
+            if self.shared.listeners.is_waiting() {
+                self.failed.insert(addr, String::new());
+            } else if !self.open.contains_key(&addr) && !self.failed.contains_key(&addr) {
                 self.open(addr);
             }
         }
@@ -53,6 +64,9 @@ impl HealthPorts {
 
     /// Tries once more to open what could not be opened.
     pub(super) fn retry(&mut self) {
+        if self.shared.listeners.is_waiting() {
+            return;
+        }
         let failed: Vec<SocketAddr> = self.failed.keys().copied().collect();
         if !failed.is_empty() {
             for addr in failed {
@@ -63,7 +77,10 @@ impl HealthPorts {
     }
 
     fn open(&mut self, addr: SocketAddr) {
-        let listener = match listen(addr) {
+        let inherited = self.shared.listeners.take(Purpose::HealthCheck, addr);
+        let listener = match inherited
+            .map_or_else(|| listen(addr), |socket| TcpListener::from_std(socket.into()))
+        {
             Ok(listener) => listener,
             Err(error) => {
                 let text =
@@ -76,6 +93,7 @@ impl HealthPorts {
             }
         };
         info!(%addr, "answering health checks");
+        self.shared.listeners.keep(Purpose::HealthCheck, addr, &listener);
         self.failed.remove(&addr);
         let (shared, pulse) = (Arc::clone(&self.shared), self.pulse.clone());
         let handler = move || {
@@ -97,7 +115,7 @@ impl HealthPorts {
 
     /// For `status`.
     fn report(&self) {
-        let faults: Vec<String> = self.failed.values().cloned().collect();
+        let faults: Vec<String> = self.failed.values().filter(|text| !text.is_empty()).cloned().collect();
         if **self.shared.health_faults.load() != faults {
             self.shared.health_faults.store(Arc::new(faults));
         }

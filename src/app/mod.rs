@@ -4,21 +4,25 @@
 //! before what, and what ends before what.
 
 mod admin;
+mod channel;
 mod check;
 mod control;
 mod data;
 mod doors;
 mod figures;
+mod handing;
 mod health;
 mod health_ports;
 mod hold;
 mod instance;
+mod listeners;
 mod names;
 mod neighbours;
 mod notices;
 mod offline;
 mod report;
 mod supervisor;
+mod taking;
 mod ways;
 
 use std::net::SocketAddr;
@@ -33,9 +37,11 @@ use tokio_util::task::TaskTracker;
 use tracing::{info, warn};
 
 use crate::balance::Upstreams;
-use crate::config::Settings;
+use crate::config::{ProxySettings, Settings};
+use crate::dns::{Desk, Dns};
 use crate::keeper::Store;
 use crate::life::Drain;
+use crate::life::pen::Pen;
 use crate::net::sock;
 use crate::obs::admin::AdminServer;
 use crate::obs::api::RulesReport;
@@ -50,13 +56,16 @@ pub use instance::holder;
 pub use neighbours::own_servers;
 pub use offline::{check_manifests, render_rules, resolve_offline};
 
+use channel::Channel;
 use control::{Answering, Control, Shared};
 use data::DataPlane;
 use figures::Meters;
+use handing::End;
 use health::Prober;
 use health_ports::HealthPorts;
 use instance::InstanceLock;
 use report::Reporter;
+use taking::{Begun, Taken, Taking};
 
 /// Updates that may wait for the control task; a source that is faster waits.
 const UPDATE_QUEUE: usize = 1024;
@@ -67,39 +76,72 @@ const READY_LOOK: Duration = Duration::from_millis(50);
 /// Longest wait for the tasks of the control thread to end.
 const CONTROL_STOP: Duration = Duration::from_secs(5);
 
-/// A running agent: the addresses that were bound, and the way to end it.
-pub struct Running {
+/// A running agent, and the way to end it.
+struct Running {
     /// The acceptor's port.
-    pub proxy_port: u16,
+    proxy_port: u16,
     /// The admin endpoint's address.
-    pub admin: SocketAddr,
-    /// The admin endpoint's thread.
-    answering: std::thread::JoinHandle<()>,
+    admin: SocketAddr,
+    /// The admin endpoint's thread, and what ends it.
+    answering: Option<std::thread::JoinHandle<()>>,
+    admin_stop: CancellationToken,
     settings: Arc<Settings>,
+    shared: Arc<Shared>,
+    reporter: Arc<Reporter>,
     drain: Drain,
     data: DataPlane,
     stop: CancellationToken,
+    /// Cancelled once the node is another agent's.
+    left: CancellationToken,
     tasks: TaskTracker,
     rules: tokio::task::JoinHandle<Reconciler<HostTools>>,
-    _lock: InstanceLock,
+    /// What the rules are to be, and what they are.
+    wanted: watch::Receiver<Arc<rules::Wanted>>,
+    installed: watch::Receiver<RulesReport>,
+    pen: Arc<Pen>,
+    desk: Option<Desk>,
+    keeper: Option<Arc<Store>>,
+    lock: Option<InstanceLock>,
+    /// The take-over from the agent that has the node.
+    taking: Option<Taking>,
+    /// Tells the agent that has taken over, by its end, that this one has ended.
+    farewell: Option<Channel>,
 }
 
-/// Runs the agent until SIGTERM or SIGINT. `keeper` holds what is to outlive this process.
+/// Runs the agent until SIGTERM or SIGINT, or until another one has taken the node over. `keeper` holds what is to
+/// outlive this process.
 pub fn run(settings: Settings, keeper: Option<Store>) -> anyhow::Result<()> {
     control_runtime()?.block_on(async {
         // Before anything is installed, so that no signal can end the process with rules in place.
         let mut signals = Signals::new()?;
-        let mut running = start(settings, keeper).await?;
-        let failed = tokio::select! {
-            () = signals.stop() => None,
-            error = running.failed() => Some(error),
+        let Some(mut running) = start(settings, keeper).await? else { return Ok(()) };
+        let end = match running.take_over(&mut signals).await {
+            Ok(Taken::Serving) => running.serve(&mut signals).await,
+            Ok(Taken::Stopped) => End::Stopped,
+            Err(error) => {
+                running.lock = None;
+                // The service manager may be the one of the agent that has the node.
+                running.left.cancel();
+                running.drain().await;
+                running.end(false).await?;
+                return Err(error);
+            }
         };
+        if let End::Left { told } = end {
+            tokio::select! {
+                () = running.finish() => {}
+                () = signals.again(told) => warn!("told to stop again: open connections are reset"),
+            }
+            return running.end(false).await;
+        }
         tokio::select! {
             () = running.drain() => {}
             () = signals.stop() => warn!("told to stop again: open connections are reset"),
         }
-        running.end().await?;
-        failed.map_or(Ok(()), Err)
+        match end {
+            End::Failed { error, ours } => running.end(ours).await.and(Err(error)),
+            End::Stopped | End::Left { .. } => running.end(true).await,
+        }
     })
 }
 
@@ -121,9 +163,9 @@ pub fn withdraw_leftovers(settings: &Settings) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Binds, wires and starts everything. When it returns, the agent works, or is about to: `/readyz` tells. An error
-/// leaves the machine as it was.
-pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<Running> {
+/// Binds, wires and starts everything. When it returns, the agent works, or is about to: `/readyz` tells; where another
+/// agent has the node, it is to be taken over first. `None`: it has it for good. An error leaves the machine as it was.
+async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<Option<Running>> {
     if let Some(last) = keeper.as_ref().and_then(Store::last) {
         warn!("the agent's last process {last}; this one goes on where it stood");
     }
@@ -132,21 +174,34 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     refuse_impossible(&settings.state_dir)?;
     let source = offline::open(&settings).await?;
     let reconciler = Reconciler::new(HostTools, &settings.intercept).await?;
-    let lock = InstanceLock::take()?;
+    let (lock, taking, former) = match taking::begin(&settings, keeper.as_ref()).await? {
+        Begun::Alone(lock) => (Some(lock), None, None),
+        Begun::Beside(taking, former) => (None, Some(taking), Some(former)),
+        Begun::Superseded => {
+            info!("another agent has taken the node over meanwhile: there is nothing left to do");
+            if let Some(keeper) = &keeper {
+                keeper.yielded().context("the keeper cannot be told")?;
+            }
+            return Ok(None);
+        }
+    };
     let backend = reconciler.backend();
     let warnings = neighbours::admit(&settings, backend).await?;
     if let Err(error) = sock::raise_nofile() {
         warn!(%error, "the limit of open descriptors could not be raised");
     }
-    let admin = AdminServer::bind(settings.admin.listen)?;
-    let admin_addr = admin.local_addr();
+    // Where another agent has the address, it is had from that one with the rest.
+    let admin = taking.is_none().then(|| AdminServer::bind(settings.admin.listen)).transpose()?;
     let own_mark = settings.intercept.own_mark;
-    let (proxy, is_adopted) = acceptor(&settings, keeper.as_mut())?;
+    let theirs = former.as_ref().and_then(|former| former.port);
+    let (proxy, is_adopted) = acceptor(&settings, keeper.as_mut(), theirs)?;
+    let keeper = keeper.map(Arc::new);
+    let pen = Arc::new(Pen::new(lock.is_some()));
     let proxy_port = proxy.port();
 
     let upstreams = Arc::new(Upstreams::new());
     let held = hold::open(&settings);
-    let shared = Arc::new(Shared::new(proxy_port, held.queues(&settings)));
+    let shared = Arc::new(Shared::new(proxy_port, held.queues(&settings), former));
     let guard = Arc::clone(&shared);
     let guard: Guard = Arc::new(move |addr| guard.is_captured(addr.ip()));
     let proxy = proxy.with_guard(Arc::clone(&guard)).with_takeover(names::takeover(&shared));
@@ -163,12 +218,19 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
 
     let (holding, hold_fault) = (held.counters(), held.fault.clone());
     let proxy = held.equip(proxy, &shared, rules_rx.clone());
-    let data = DataPlane::start(proxy, &upstreams, &drain, is_adopted)?;
+    let data = DataPlane::start(proxy, &upstreams, &drain, is_adopted, &pen)?;
     let health = HealthPorts::new(Arc::clone(&shared), data.pulse());
     let udp = UdpPlane::new(data.runtimes().to_vec(), Arc::clone(&upstreams), guard, own_mark)
         .context("cannot read the limit of open descriptors")?;
     let datagrams = udp.counters();
-    let dns = names::start(&settings, &shared, data.runtimes()).await?;
+    let dns = names::start(&settings, &shared, data.runtimes())?;
+    let desk = dns.as_ref().map(Dns::desk);
+    match &desk {
+        Some(desk) if taking.is_none() => names::listen(&settings, &shared, desk).await,
+        // What will be, so that the first rules let it in.
+        Some(_) => shared.dns_listen.store(Arc::new(settings.dns.listen.iter().copied().collect())),
+        None => {}
+    }
     let answering = Answering { udp, dns, health };
     let control =
         Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
@@ -177,14 +239,14 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let meters = Meters { max_connections, pipes, rules_times: reconciler.times(), runtimes: data.named() };
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
-        shared,
+        shared: Arc::clone(&shared),
         upstreams,
         counters,
         holding,
         hold_fault,
         datagrams,
         source: status_rx,
-        rules: rules_rx,
+        rules: rules_rx.clone(),
         prober: Arc::new(prober),
         meters,
         stopping: drain.stop().clone(),
@@ -197,38 +259,68 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
         notices::start(recorder, &reporter.shared, &warnings, &tasks, &stop);
     }
     let sink = Sink { updates: updates_tx, status: status_tx };
-    let (for_source, until) = (Arc::clone(&settings), stop.clone());
-    tasks.spawn(async move { source.run(&for_source, sink, until).await });
-    let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
+    let (for_source, until, may_write) = (Arc::clone(&settings), stop.clone(), Arc::clone(&pen));
+    tasks.spawn(async move { source.run(&for_source, sink, may_write, until).await });
+    let (installed, wanted) = (rules_rx, wanted_rx.clone());
+    let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, Arc::clone(&pen), stop.clone()));
     tasks.spawn(warnings.follow(Arc::clone(&settings), backend, stop.clone()));
-    tasks.spawn(supervisor::run(Arc::clone(&reporter), drain.stop().clone(), stop.clone()));
-    if let Some(keeper) = keeper {
-        tasks.spawn(kept(keeper, Arc::clone(&reporter), drain.stop().clone()));
+    let left = CancellationToken::new();
+    tasks.spawn(supervisor::run(Arc::clone(&reporter), drain.stop().clone(), stop.clone(), left.clone()));
+    if let Some(keeper) = &keeper {
+        tasks.spawn(kept(Arc::clone(keeper), Arc::clone(&reporter), drain.stop().clone()));
     }
-    let admin = admin::start(admin, reporter, stop.clone())?;
-    info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
-    Ok(Running {
+    let mut running = Running {
         proxy_port,
-        admin: admin_addr,
-        answering: admin,
+        admin: settings.admin.listen,
+        answering: None,
+        admin_stop: stop.child_token(),
         settings,
+        shared,
+        reporter,
         drain,
         data,
         stop,
+        left,
         tasks,
         rules,
-        _lock: lock,
-    })
+        wanted,
+        installed,
+        pen,
+        desk,
+        keeper,
+        lock,
+        taking,
+        farewell: None,
+    };
+    if let Some(server) = admin {
+        running.serve_admin(server)?;
+    }
+    info!(node = running.settings.node_name, proxy_port, admin = %running.admin, "started");
+    Ok(Some(running))
 }
 
-/// The acceptor on the sockets that the keeper holds, or on new ones for it to hold; and whether they were held.
-fn acceptor(settings: &Settings, mut keeper: Option<&mut Store>) -> anyhow::Result<(Proxy, bool)> {
+/// The acceptor on the sockets that the keeper holds, or on new ones for it to hold; and whether they were held. `theirs`
+/// is the port of the agent that has the node.
+fn acceptor(
+    settings: &Settings,
+    mut keeper: Option<&mut Store>,
+    theirs: Option<u16>,
+) -> anyhow::Result<(Proxy, bool)> {
     let (threads, own_mark) = (data::threads(&settings.proxy), settings.intercept.own_mark);
     let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
     let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
     let is_adopted = adopted.is_some();
     let proxy = match adopted {
         Some(proxy) => proxy,
+        None if theirs == Some(settings.proxy.port) => {
+            warn!(
+                port = settings.proxy.port,
+                "the agent that is here has the acceptor's port until it has ended: this one takes a free one, until \
+                 its next start"
+            );
+            let free = ProxySettings { port: 0, ..settings.proxy.clone() };
+            Proxy::bind_sharded(&free, own_mark, threads)?
+        }
         None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
     };
     if let Some(Err(error)) = keeper.map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
@@ -238,7 +330,7 @@ fn acceptor(settings: &Settings, mut keeper: Option<&mut Store>) -> anyhow::Resu
 }
 
 /// Tells the keeper once the agent does its work, and lets go of the sockets when it is to end.
-async fn kept(keeper: Store, reporter: Arc<Reporter>, stopping: CancellationToken) {
+async fn kept(keeper: Arc<Store>, reporter: Arc<Reporter>, stopping: CancellationToken) {
     let ready = async {
         while !reporter.conditions().iter().all(|condition| condition.ok) {
             tokio::time::sleep(READY_LOOK).await;
@@ -256,13 +348,8 @@ async fn kept(keeper: Store, reporter: Arc<Reporter>, stopping: CancellationToke
 }
 
 impl Running {
-    /// Ends with the reason once a part without which the agent is of no use has failed.
-    pub async fn failed(&mut self) -> anyhow::Error {
-        self.data.failed().await
-    }
-
     /// Stops accepting and waits for the open connections, at most as long as `proxy.drainTimeout`; resets the rest.
-    pub async fn drain(&self) {
+    async fn drain(&self) {
         info!(timeout = ?self.settings.proxy.drain_timeout, "stopping: no new connections, open ones may end");
         let killed = self.drain.run(self.settings.proxy.drain_timeout).await;
         if killed > 0 {
@@ -270,24 +357,28 @@ impl Running {
         }
     }
 
-    /// Ends every task, and takes the rules away unless they are to be kept.
-    pub async fn end(self) -> anyhow::Result<()> {
+    /// Ends every task. `withdraws`: the node is this agent's, and the rules are taken away unless they are to be kept.
+    async fn end(self, withdraws: bool) -> anyhow::Result<()> {
         self.drain.stop().cancel();
         self.drain.kill().cancel();
         self.stop.cancel();
         self.tasks.close();
         let reconciler = self.rules.await.context("the task that owns the rules has failed")?;
-        if self.settings.proxy.keep_rules {
+        if !withdraws {
+            drop(reconciler);
+        } else if self.settings.proxy.keep_rules {
             warn!("the rules stay, as --keep-rules says: services are refused until an agent runs again");
         } else {
             withdraw(reconciler).await?;
         }
-        names::end(&self.settings).await;
+        if withdraws {
+            names::end(&self.settings).await;
+        }
         if tokio::time::timeout(CONTROL_STOP, self.tasks.wait()).await.is_err() {
             warn!("some tasks did not end in time");
         }
         self.data.join();
-        if self.answering.join().is_err() {
+        if self.answering.is_some_and(|thread| thread.join().is_err()) {
             warn!("the admin endpoint's thread has panicked");
         }
         info!("stopped");
@@ -329,6 +420,16 @@ impl Signals {
             interrupt: install(SignalKind::interrupt())?,
             hangup: install(SignalKind::hangup())?,
         })
+    }
+
+    /// The next signal to stop that says more than what is under way already: the first one, if this agent was `told`
+    /// before, else the second.
+    async fn again(&mut self, told: bool) {
+        if !told {
+            self.stop().await;
+            info!("this agent is ending already; a second signal resets open connections");
+        }
+        self.stop().await;
     }
 
     async fn stop(&mut self) {

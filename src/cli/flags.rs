@@ -133,6 +133,17 @@ pub struct SettingsArgs {
         default_missing_value = "true"
     )]
     keep_rules: Option<String>,
+    /// Take the node over from an agent that runs here, without a break; without one it is an ordinary start
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "EDGESPLICE_TAKE_OVER",
+        hide_env_values = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    take_over: Option<String>,
 }
 
 /// Which key each flag sets, by the flag's id.
@@ -156,6 +167,7 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("admin", keys::ADMIN_LISTEN),
     ("drain_timeout", keys::DRAIN_TIMEOUT),
     ("keep_rules", keys::KEEP_RULES),
+    ("take_over", keys::TAKE_OVER),
     ("log_level", keys::LOG_LEVEL),
     ("log_format", keys::LOG_FORMAT),
 ];

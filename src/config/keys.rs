@@ -32,6 +32,7 @@ pub const DIAL_STAGGER: &str = "proxy.dialStagger";
 pub const MAX_CONNECTIONS: &str = "proxy.maxConnections";
 pub const MAX_PER_SOURCE: &str = "proxy.maxConnectionsPerSource";
 pub const KEEP_RULES: &str = "proxy.keepRules";
+pub const TAKE_OVER: &str = "proxy.takeOver";
 pub const HTTP_MODE: &str = "proxy.http.mode";
 pub const HTTP_HEAD_TIMEOUT: &str = "proxy.http.headTimeout";
 pub const HTTP_IDLE_TIMEOUT: &str = "proxy.http.idleTimeout";

@@ -204,6 +204,8 @@ pub struct ProxySettings {
     pub max_per_source: usize,
     /// Keep the rules in place at the end (`--keep-rules`).
     pub keep_rules: bool,
+    /// Take the node over from an agent that runs (`--take-over`), instead of refusing to start beside it.
+    pub take_over: bool,
     /// How HTTP ports are served.
     pub http: HttpSettings,
 }

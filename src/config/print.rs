@@ -67,6 +67,7 @@ impl From<&Settings> for RawConfig {
                 max_connections: one(s.proxy.max_connections),
                 max_connections_per_source: one(s.proxy.max_per_source),
                 keep_rules: one(s.proxy.keep_rules),
+                take_over: one(s.proxy.take_over),
                 http: Some(http(&s.proxy.http)),
             }),
             backends: Some(raw::Backends { pod_network: word(POD_NETWORKS, s.backends.pod_network) }),

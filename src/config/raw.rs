@@ -143,6 +143,7 @@ pub(super) struct Proxy {
     pub(super) max_connections: One,
     pub(super) max_connections_per_source: One,
     pub(super) keep_rules: One,
+    pub(super) take_over: One,
     pub(super) http: Option<Http>,
 }
 
@@ -244,6 +245,7 @@ impl RawConfig {
         one(keys::MAX_CONNECTIONS, proxy.max_connections);
         one(keys::MAX_PER_SOURCE, proxy.max_connections_per_source);
         one(keys::KEEP_RULES, proxy.keep_rules);
+        one(keys::TAKE_OVER, proxy.take_over);
         let http = proxy.http.unwrap_or_default();
         one(keys::HTTP_MODE, http.mode);
         one(keys::HTTP_HEAD_TIMEOUT, http.head_timeout);

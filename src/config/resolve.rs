@@ -193,6 +193,7 @@ fn proxy(layers: &Layers) -> Result<ProxySettings, UsageError> {
         max_connections: layers.one(keys::MAX_CONNECTIONS, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
         max_per_source: layers.one(keys::MAX_PER_SOURCE, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
         keep_rules: layers.one(keys::KEEP_RULES, parse::boolean)?.unwrap_or(false),
+        take_over: layers.one(keys::TAKE_OVER, parse::boolean)?.unwrap_or(false),
         http: http(layers)?,
     })
 }

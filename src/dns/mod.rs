@@ -17,7 +17,7 @@ pub mod zone;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -77,6 +77,58 @@ pub struct Dns {
     frontends: HashMap<Frontend, CancellationToken>,
 }
 
+/// Answers on addresses of this machine, until it is closed or the process ends.
+#[derive(Clone)]
+pub struct Desk {
+    resolver: Arc<Resolver>,
+    runtime: Handle,
+    closed: CancellationToken,
+}
+
+/// The two sockets of an address, bound.
+#[derive(Debug)]
+pub struct Bound {
+    /// For datagrams.
+    pub udp: UdpSocket,
+    /// For streams.
+    pub tcp: TcpListener,
+}
+
+impl Bound {
+    /// Binds an address of this machine.
+    pub fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
+        let hint =
+            || format!("cannot answer DNS on {addr}; give another address with --dns-listen, or --dns off");
+        let udp = sock::udp_listen(addr).with_context(hint)?;
+        let tcp = sock::tcp_listen(addr).with_context(hint)?;
+        Ok(Self { udp, tcp })
+    }
+}
+
+impl Desk {
+    /// Answers what comes in on `bound`.
+    pub fn serve(&self, bound: Bound) -> io::Result<()> {
+        let _context = self.runtime.enter();
+        let (udp, tcp) = (serve::udp(bound.udp)?, serve::tcp(bound.tcp)?);
+        self.runtime.spawn(serve::datagrams(udp, Arc::clone(&self.resolver), self.closed.clone()));
+        let accepting = serve::accept(tcp, Arc::clone(&self.resolver));
+        let closed = self.closed.clone();
+        self.runtime.spawn(async move { closed.run_until_cancelled(accepting).await });
+        Ok(())
+    }
+
+    /// Takes no more questions; those that were taken are answered.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").field("closed", &self.closed.is_cancelled()).finish_non_exhaustive()
+    }
+}
+
 /// What all sockets share.
 pub struct Resolver {
     zone: Zone,
@@ -116,17 +168,9 @@ impl Dns {
         Arc::clone(&self.resolver)
     }
 
-    /// Listens on an address of this machine, over UDP and TCP, until the process ends.
-    pub fn listen(&self, addr: SocketAddr) -> anyhow::Result<()> {
-        let hint =
-            || format!("cannot answer DNS on {addr}; give another address with --dns-listen, or --dns off");
-        let udp = sock::udp_listen(addr).with_context(hint)?;
-        let tcp = sock::tcp_listen(addr).with_context(hint)?;
-        let _context = self.runtime.enter();
-        let (udp, tcp) = (serve::udp(udp)?, serve::tcp(tcp)?);
-        self.runtime.spawn(serve::datagrams(udp, self.resolver(), CancellationToken::new()));
-        self.runtime.spawn(serve::accept(tcp, self.resolver()));
-        Ok(())
+    /// What answers on addresses of this machine.
+    pub fn desk(&self) -> Desk {
+        Desk { resolver: self.resolver(), runtime: self.runtime.clone(), closed: CancellationToken::new() }
     }
 
     /// Answers at `frontend`, the cluster's own DNS. Streams to it come in through the data plane.

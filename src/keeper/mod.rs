@@ -6,6 +6,9 @@
 //! accepts what has queued: a crash refuses nobody. A worker that keeps dying is started ever more slowly, and in the
 //! end the rules are taken away, so that the node is no worse off than without this program.
 //!
+//! Told to (SIGHUP), the keeper starts a second worker of the program as it is on disk then, which takes the node over
+//! from the first one (see `handover`) on the same sockets. The keeper itself stays the process that it was.
+//!
 //! What lives here: starting and watching the worker, the protocol between the two, and the policy of restarts, which
 //! is pure. What does not: anything that can fail in interesting ways. The keeper parses no configuration, opens no
 //! file and talks to nobody but its worker.
@@ -16,6 +19,7 @@ mod store;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
@@ -37,6 +41,8 @@ const WORK: &str = "work";
 const WITHDRAW: &str = "withdraw";
 /// Set to `off` by whoever wants the agent to be one process, under a debugger for one.
 const SWITCH: &str = "EDGESPLICE_KEEPER";
+/// The agent's variable for `proxy.takeOver`.
+const TAKE_OVER: &str = "EDGESPLICE_TAKE_OVER";
 /// This program where its file has gone, because a newer version has taken its place.
 const PROGRAM: &str = "/proc/self/exe";
 
@@ -95,9 +101,10 @@ pub fn keep() -> anyhow::Result<ExitCode> {
                     Ended::Exited(code) => code == 0 || code == 64,
                     Ended::Killed(_) => false,
                 };
-                if !had_time {
+                if !had_time && !keeper.policy.has_yielded() {
                     withdraw();
                 }
+                keeper.settle().context("cannot wait for a process that is ending")?;
                 return Ok(code.into());
             }
             Next::Start(pause) => keeper.pause(pause)?,
@@ -115,15 +122,29 @@ pub fn keep() -> anyhow::Result<ExitCode> {
 
 /// Has another process of this program take the rules away. What it says of itself in the log is all that can be said.
 fn withdraw() {
-    let _ = program(WITHDRAW).stdin(Stdio::null()).status();
+    let _ = program(WITHDRAW, false).stdin(Stdio::null()).status();
 }
 
 struct Keeper {
     signals: SignalFd,
+    /// What the worker that has the node has left here.
     held: store::Held,
     policy: Policy,
     /// What became of the last worker, for the next one to tell: the keeper does not know how to log.
     last: String,
+    /// Whether workers are started from the file as it is now, and not from this process's own.
+    renewed: bool,
+    /// Workers that have given the node to another and let their connections end.
+    leaving: Vec<Pid>,
+    /// Told to have the worker replaced by one of the program as it is on disk now.
+    renew: bool,
+}
+
+/// A process that works, or is getting ready to.
+struct Worker {
+    pid: Pid,
+    /// `None` once it has closed its side.
+    socket: Option<OwnedFd>,
 }
 
 impl Keeper {
@@ -135,48 +156,122 @@ impl Keeper {
         mask.thread_block().context("cannot hold signals back")?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot read signals")?;
-        Ok(Self { signals, held: store::Held::default(), policy: Policy::default(), last: String::new() })
+        Ok(Self {
+            signals,
+            held: store::Held::default(),
+            policy: Policy::default(),
+            last: String::new(),
+            renewed: false,
+            leaving: Vec::new(),
+            renew: false,
+        })
     }
 
-    /// Starts a worker and watches it to its end.
+    /// Starts a worker and watches it, and whoever takes the node over from it, to the end of the last one.
     fn watch(&mut self) -> io::Result<Ended> {
         let (ours, theirs) = store::pair()?;
-        self.held.hand_over(&ours, &self.last)?;
-        let worker = spawn(theirs)?;
-        let ended = self.follow(worker, &ours);
+        self.held.hand_over(&ours, &self.last, self.policy.is_proven())?;
+        let mut worker = Worker { pid: spawn(theirs, self.renewed, false)?, socket: Some(ours) };
+        let mut successor = None;
+        let ended = self.follow(&mut worker, &mut successor);
         if ended.is_err() {
             // Not to be forgotten beside the next one.
-            let _ = kill(worker, Signal::SIGKILL);
-            let _ = waitpid(worker, None);
+            for worker in [Some(worker), successor.map(|(worker, _)| worker)].into_iter().flatten() {
+                let _ = kill(worker.pid, Signal::SIGKILL);
+                let _ = waitpid(worker.pid, None);
+            }
         }
         ended
     }
 
-    fn follow(&mut self, worker: Pid, ours: &OwnedFd) -> io::Result<Ended> {
-        let mut socket = Some(ours);
+    /// Starts a worker of the program on disk that takes the node over from the one that works. It gets the same sockets.
+    fn succeed(&self) -> io::Result<(Worker, store::Held)> {
+        let (ours, theirs) = store::pair()?;
+        self.held.hand_over(&ours, "", false)?;
+        let pid = spawn(theirs, true, true)?;
+        Ok((Worker { pid, socket: Some(ours) }, store::Held::default()))
+    }
+
+    fn follow(
+        &mut self,
+        worker: &mut Worker,
+        successor: &mut Option<(Worker, store::Held)>,
+    ) -> io::Result<Ended> {
         loop {
-            self.wait(socket, PollTimeout::NONE)?;
-            loop {
-                match store::hear(ours)? {
+            let sockets =
+                [worker.socket.as_ref(), successor.as_ref().and_then(|(next, _)| next.socket.as_ref())];
+            self.wait(sockets, PollTimeout::NONE)?;
+            let mut gives_way = false;
+            while let Some(word) = hear(worker)? {
+                match word {
                     store::Heard::Keep(name, sockets) => self.held.keep(name, sockets),
                     store::Heard::Ready => self.policy.ready(Instant::now()),
-                    store::Heard::Nothing => break,
-                    store::Heard::End => {
-                        // Its end as a process is told by a signal.
-                        socket = None;
-                        break;
+                    store::Heard::Yielded if successor.is_some() => gives_way = true,
+                    store::Heard::Yielded => self.policy.yielded(),
+                    store::Heard::Nothing | store::Heard::End => {}
+                }
+            }
+            if let Some((next, held)) = successor {
+                while let Some(word) = hear(next)? {
+                    if let store::Heard::Keep(name, sockets) = word {
+                        held.keep(name, sockets);
                     }
                 }
             }
-            self.pass_on(Some(worker))?;
-            if let Some(ended) = reap(worker)? {
-                self.last = match ended {
-                    Ended::Exited(code) => format!("ended with {code}"),
-                    Ended::Killed(signal) => format!("was killed by signal {signal}"),
-                };
-                return Ok(ended);
+            let others = successor.iter().map(|(next, _)| next.pid);
+            self.pass_on(&others.chain([worker.pid]).collect::<Vec<_>>())?;
+            for (pid, ended) in reap()? {
+                self.leaving.retain(|leaving| *leaving != pid);
+                if successor.as_ref().is_some_and(|(next, _)| next.pid == pid) {
+                    // It has said why.
+                    *successor = None;
+                } else if pid == worker.pid {
+                    self.last = match ended {
+                        Ended::Exited(code) => format!("ended with {code}"),
+                        Ended::Killed(signal) => format!("was killed by signal {signal}"),
+                    };
+                    if successor.is_none() || self.policy.is_stopping() {
+                        return Ok(ended);
+                    }
+                    // Whoever is about to take over does so all the sooner.
+                    gives_way = true;
+                }
+            }
+            if gives_way && let Some((next, held)) = successor.take() {
+                let former = std::mem::replace(worker, next);
+                self.leaving.push(former.pid);
+                self.held = held;
+                self.renewed = true;
+                // Its words count from now on; that it is ready it may have said before.
+                self.policy.ready(Instant::now());
+            }
+            if std::mem::take(&mut self.renew) && successor.is_none() && !self.policy.is_stopping() {
+                // Where it cannot be started, the one that works goes on.
+                *successor = self.succeed().ok();
             }
         }
+    }
+
+    /// Waits for those that let their connections end: they would end with this process.
+    fn settle(&mut self) -> io::Result<()> {
+        loop {
+            for (pid, _) in reap()? {
+                self.leaving.retain(|leaving| *leaving != pid);
+            }
+            if self.leaving.is_empty() {
+                break;
+            }
+            self.wait([None, None], PollTimeout::NONE)?;
+            let leaving = self.leaving.clone();
+            self.pass_on(&leaving)?;
+        }
+        // As the first process of a container: if it ended, the container would be started again, and take the node back.
+        while self.policy.has_yielded() && std::process::id() == 1 && !self.policy.is_stopping() {
+            self.wait([None, None], PollTimeout::NONE)?;
+            self.pass_on(&[])?;
+            reap()?;
+        }
+        Ok(())
     }
 
     /// Waits out a pause between two workers; a signal to stop ends it.
@@ -189,16 +284,17 @@ impl Keeper {
             }
             // Rounded up, so that the last millisecond is waited for and not spun away.
             let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-            self.wait(None, left).context("cannot wait")?;
-            self.pass_on(None).context("cannot read signals")?;
+            self.wait([None, None], left).context("cannot wait")?;
+            self.pass_on(&[]).context("cannot read signals")?;
         }
         Ok(())
     }
 
-    /// Waits for a signal, or for a word of the worker.
-    fn wait(&self, worker: Option<&OwnedFd>, timeout: PollTimeout) -> io::Result<()> {
+    /// Waits for a signal, or for a word of a worker.
+    fn wait(&self, workers: [Option<&OwnedFd>; 2], timeout: PollTimeout) -> io::Result<()> {
         let mut sources = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        sources.extend(worker.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        let sockets = workers.into_iter().flatten();
+        sources.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         match poll(&mut sources, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -206,32 +302,48 @@ impl Keeper {
     }
 
     /// Reads the signals that have come, and passes on what is meant for the agent.
-    fn pass_on(&mut self, worker: Option<Pid>) -> io::Result<()> {
+    fn pass_on(&mut self, workers: &[Pid]) -> io::Result<()> {
         while let Some(info) = self.signals.read_signal()? {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
-            let Some(signal) = signal.filter(|signal| *signal != Signal::SIGCHLD) else { continue };
-            if signal != Signal::SIGHUP {
-                self.policy.stop();
-            }
-            if let Some(worker) = worker {
-                // It may have died meanwhile, of which we hear next.
-                let _ = kill(worker, signal);
+            match signal {
+                None | Some(Signal::SIGCHLD) => {}
+                Some(Signal::SIGHUP) => self.renew = true,
+                Some(signal) => {
+                    self.policy.stop();
+                    for worker in workers {
+                        // It may have died meanwhile, of which we hear next.
+                        let _ = kill(*worker, signal);
+                    }
+                }
             }
         }
         Ok(())
     }
 }
 
-/// How the worker ended, if it has. Collects other children too: as the first process of a container, the keeper
+/// The next word of a worker; `None`: no more for now.
+fn hear(worker: &mut Worker) -> io::Result<Option<store::Heard>> {
+    let Some(socket) = &worker.socket else { return Ok(None) };
+    match store::hear(socket)? {
+        store::Heard::Nothing => Ok(None),
+        store::Heard::End => {
+            // Its end as a process is told by a signal.
+            worker.socket = None;
+            Ok(None)
+        }
+        word => Ok(Some(word)),
+    }
+}
+
+/// The children that have ended, and how. Among them may be strangers: as the first process of a container, the keeper
 /// inherits those that a killed worker had.
-fn reap(worker: Pid) -> io::Result<Option<Ended>> {
+fn reap() -> io::Result<Vec<(Pid, Ended)>> {
+    let mut ended = Vec::new();
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == worker => return Ok(Some(Ended::Exited(code))),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == worker => {
-                return Ok(Some(Ended::Killed(signal as i32)));
-            }
-            Ok(WaitStatus::StillAlive) => return Ok(None),
+            Ok(WaitStatus::Exited(pid, code)) => ended.push((pid, Ended::Exited(code))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => ended.push((pid, Ended::Killed(signal as i32))),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(ended),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
@@ -239,8 +351,11 @@ fn reap(worker: Pid) -> io::Result<Option<Ended>> {
 }
 
 /// The same program with the same arguments, for another task. Under its own name, which `ps` and `pgrep` show.
-fn program(task: &str) -> Command {
-    let file = std::env::current_exe().ok().filter(|file| file.exists());
+/// `renewed`: from the file that has taken the place of this process's own.
+fn program(task: &str, renewed: bool) -> Command {
+    let own = std::env::current_exe().ok();
+    let file =
+        own.and_then(|file| if file.exists() { Some(file) } else { replaced(&file).filter(|_| renewed) });
     let mut arguments = std::env::args_os();
     let mut command = Command::new(file.unwrap_or_else(|| PROGRAM.into()));
     if let Some(name) = arguments.next() {
@@ -251,8 +366,18 @@ fn program(task: &str) -> Command {
     command
 }
 
-fn spawn(socket: OwnedFd) -> io::Result<Pid> {
+/// The file that stands where the kernel says that `file` was.
+fn replaced(file: &Path) -> Option<PathBuf> {
+    let name = file.to_str()?.strip_suffix(" (deleted)")?;
+    Some(PathBuf::from(name)).filter(|file| file.exists())
+}
+
+fn spawn(socket: OwnedFd, renewed: bool, takes_over: bool) -> io::Result<Pid> {
+    let mut command = program(WORK, renewed);
+    if takes_over {
+        command.env(TAKE_OVER, "true");
+    }
     // In a group of its own: what a terminal sends to the keeper's group comes from the keeper, and only once.
-    let child = program(WORK).stdin(Stdio::from(socket)).process_group(0).spawn()?;
+    let child = command.stdin(Stdio::from(socket)).process_group(0).spawn()?;
     i32::try_from(child.id()).map(Pid::from_raw).map_err(io::Error::other)
 }

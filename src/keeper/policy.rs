@@ -50,6 +50,8 @@ impl Ended {
 #[derive(Debug, Default)]
 pub(super) struct Policy {
     stopping: bool,
+    /// The node is an agent's of another keeper.
+    yielded: bool,
     /// Some worker has been ready: the configuration is good, and there are rules to answer for.
     proven: bool,
     ready_since: Option<Instant>,
@@ -61,6 +63,15 @@ impl Policy {
     pub(super) fn ready(&mut self, now: Instant) {
         self.proven = true;
         self.ready_since = Some(now);
+    }
+
+    /// The node is an agent's of another keeper: nobody is started any more, and nothing is taken away.
+    pub(super) fn yielded(&mut self) {
+        self.yielded = true;
+    }
+
+    pub(super) fn has_yielded(&self) -> bool {
+        self.yielded
     }
 
     /// The agent was told to stop.
@@ -79,6 +90,10 @@ impl Policy {
 
     /// The worker has ended.
     pub(super) fn ended(&mut self, how: Ended, now: Instant) -> Next {
+        if self.yielded {
+            // However it ended: what it had left to do was to let open connections end.
+            return Next::Exit(0);
+        }
         // An agent that ends by itself before it ever worked has said why: its configuration is wrong, or another
         // agent runs. One that ends well was told to.
         let by_itself = matches!(how, Ended::Exited(code) if code == 0 || !self.proven);
@@ -156,6 +171,17 @@ mod tests {
         let ends = std::iter::repeat_with(|| policy.ended(Killed(9), now));
         let last = ends.take(20).find(|next| matches!(next, Next::Exit(_)));
         assert_eq!(last, Some(Next::Exit(1)));
+    }
+
+    #[test]
+    fn nobody_follows_one_that_has_yielded() {
+        for how in [Exited(0), Exited(1), Killed(9)] {
+            let (mut policy, now) = (Policy::default(), Instant::now());
+            policy.ready(now);
+            policy.yielded();
+            assert_eq!(policy.ended(how, now), Next::Exit(0));
+            assert!(policy.has_yielded());
+        }
     }
 
     #[test]

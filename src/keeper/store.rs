@@ -1,19 +1,12 @@
 //! The words between keeper and worker: packets on a Unix socket, with descriptors beside them.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice, IoSliceMut};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
-};
+use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 
-/// Descriptors in one packet at most. A data plane has one socket a thread; the kernel's own limit is 253.
-const MOST: usize = 128;
-/// Bytes of a word at most: a verb, and a name or a short sentence of this program.
-const LONGEST: usize = 256;
+use crate::net::parcel::{MOST, receive, send};
 
 /// The two ends of the socket between keeper and worker. Both are closed on exec; the worker's becomes its standard
 /// input.
@@ -28,6 +21,8 @@ pub(super) enum Heard {
     Keep(String, Vec<OwnedFd>),
     /// The agent does its work.
     Ready,
+    /// Another agent, of another keeper, does its work from now on.
+    Yielded,
     /// No word for now.
     Nothing,
     /// It has closed its side.
@@ -46,6 +41,7 @@ pub(super) fn hear(socket: &OwnedFd) -> io::Result<Heard> {
         match text.split_once(' ') {
             Some(("keep", name)) => return Ok(Heard::Keep(name.to_owned(), sockets)),
             None if text == "ready" => return Ok(Heard::Ready),
+            None if text == "yielded" => return Ok(Heard::Yielded),
             // Nothing that a worker of this version says.
             _ => {}
         }
@@ -61,10 +57,14 @@ impl Held {
         self.0.insert(name, sockets);
     }
 
-    /// Puts everything into the socket, for a worker that need not live yet; `last` is what became of the one before.
-    pub(super) fn hand_over(&self, socket: &OwnedFd, last: &str) -> io::Result<()> {
+    /// Puts everything into the socket, for a worker that need not live yet; `last` is what became of the one before,
+    /// `worked` whether any has worked.
+    pub(super) fn hand_over(&self, socket: &OwnedFd, last: &str, worked: bool) -> io::Result<()> {
         for (name, sockets) in &self.0 {
             send(socket, &format!("held {name}"), sockets)?;
+        }
+        if worked {
+            send::<OwnedFd>(socket, "worked", &[])?;
         }
         send::<OwnedFd>(socket, &format!("last {last}"), &[])
     }
@@ -76,20 +76,24 @@ pub struct Store {
     socket: OwnedFd,
     held: BTreeMap<String, Vec<OwnedFd>>,
     last: String,
+    worked: bool,
 }
 
 impl Store {
     /// Reads what an earlier worker has left with the keeper.
     pub(super) fn open(socket: OwnedFd) -> io::Result<Self> {
         let mut held = BTreeMap::new();
+        let mut worked = false;
         loop {
             // The end of the stream: the keeper has gone.
             let (text, sockets) =
                 receive(&socket, RecvFlags::empty())?.ok_or(io::ErrorKind::UnexpectedEof)?;
             match text.split_once(' ') {
                 Some(("held", name)) => drop(held.insert(name.to_owned(), sockets)),
-                Some(("last", last)) => return Ok(Self { socket, held, last: last.to_owned() }),
-                _ => return Err(io::ErrorKind::InvalidData.into()),
+                Some(("last", last)) => return Ok(Self { socket, held, last: last.to_owned(), worked }),
+                None if text == "worked" => worked = true,
+                // Nothing that a keeper of this version says. It is older or newer after an upgrade.
+                _ => {}
             }
         }
     }
@@ -113,47 +117,21 @@ impl Store {
         send(&self.socket, &format!("keep {name}"), sockets)
     }
 
+    /// Tells the keeper that another agent does the work from now on: whatever becomes of this process, nobody is to be
+    /// started in its place, and the rules are not its keeper's to take away.
+    pub fn yielded(&self) -> io::Result<()> {
+        send::<OwnedFd>(&self.socket, "yielded", &[])
+    }
+
+    /// Whether a worker of this keeper has done the work before.
+    pub fn worked(&self) -> bool {
+        self.worked
+    }
+
     /// Tells the keeper that the agent does its work.
     pub fn ready(&self) -> io::Result<()> {
         send::<OwnedFd>(&self.socket, "ready", &[])
     }
-}
-
-fn send<S: AsFd>(socket: &OwnedFd, text: &str, sockets: &[S]) -> io::Result<()> {
-    let sockets: Vec<BorrowedFd<'_>> = sockets.iter().map(AsFd::as_fd).collect();
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-    let mut beside = SendAncillaryBuffer::new(&mut space);
-    if !sockets.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(&sockets)) {
-        return Err(io::Error::other("too many descriptors for one packet"));
-    }
-    sendmsg(socket, &[IoSlice::new(text.as_bytes())], &mut beside, SendFlags::NOSIGNAL)?;
-    Ok(())
-}
-
-/// A word and what came with it; `None` at the end of the stream.
-fn receive(socket: &OwnedFd, flags: RecvFlags) -> io::Result<Option<(String, Vec<OwnedFd>)>> {
-    let mut text = [0; LONGEST];
-    let mut space = vec![MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
-    let mut beside = RecvAncillaryBuffer::new(&mut space);
-    let mut parts = [IoSliceMut::new(&mut text)];
-    let length = loop {
-        match recvmsg(socket, &mut parts, &mut beside, flags | RecvFlags::CMSG_CLOEXEC) {
-            Ok(got) => break got.bytes,
-            Err(rustix::io::Errno::INTR) => {}
-            Err(rustix::io::Errno::CONNRESET) => return Ok(None),
-            Err(errno) => return Err(errno.into()),
-        }
-    };
-    let mut sockets = Vec::new();
-    for message in beside.drain() {
-        if let RecvAncillaryMessage::ScmRights(found) = message {
-            sockets.extend(found);
-        }
-    }
-    if length == 0 {
-        return Ok(None);
-    }
-    Ok(Some((String::from_utf8_lossy(&text[..length]).into_owned(), sockets)))
 }
 
 #[cfg(test)]
@@ -168,7 +146,7 @@ mod tests {
         let mut held = Held::default();
         let address = {
             let (keeper, worker) = pair().unwrap();
-            held.hand_over(&keeper, "").unwrap();
+            held.hand_over(&keeper, "", false).unwrap();
             let mut store = Store::open(worker).unwrap();
             assert!(store.take("tcp").is_empty());
             assert_eq!(store.last(), None);
@@ -186,9 +164,10 @@ mod tests {
         client.write_all(b"x").unwrap();
 
         let (keeper, worker) = pair().unwrap();
-        held.hand_over(&keeper, "was killed by signal 9").unwrap();
+        held.hand_over(&keeper, "was killed by signal 9", true).unwrap();
         let mut store = Store::open(worker).unwrap();
         assert_eq!(store.last(), Some("was killed by signal 9"));
+        assert!(store.worked());
         let mut sockets = store.take("tcp");
         let listener = TcpListener::from(sockets.pop().unwrap());
         assert!(sockets.is_empty());

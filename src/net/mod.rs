@@ -8,5 +8,6 @@ pub mod diag;
 pub mod link;
 pub mod listening;
 pub mod netlink;
+pub mod parcel;
 pub mod queue;
 pub mod sock;

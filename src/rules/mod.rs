@@ -11,6 +11,8 @@ pub mod audit;
 pub mod detect;
 pub mod dump;
 #[cfg(test)]
+mod explore_tests;
+#[cfg(test)]
 pub(crate) mod fake;
 pub mod firewall;
 pub mod ipset;

@@ -42,6 +42,8 @@ pub struct Wanted {
     pub keep_source: bool,
     /// The acceptor's port.
     pub proxy_port: u16,
+    /// The acceptor's port of the agent that was here before and still serves what was led to it.
+    pub former_port: Option<u16>,
     /// The mark on the agent's own packets, one bit.
     pub own_mark: u32,
     /// The mark on packets that are to be refused, one bit.
@@ -296,6 +298,12 @@ impl Input<'_> {
         }
         let to_us = format!("-p tcp -m tcp --dport {port}");
         input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
+        // Handshakes that were half done when the ranges were led here, where the host's firewall would not let them in.
+        input.extend(self.wanted.former_port.filter(|former| *former != port).map(|former| {
+            format!(
+                "-p tcp -m tcp --dport {former} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"
+            )
+        }));
         input.push(established_tcp());
         if self.capabilities.ipset {
             input.push(format!(

@@ -212,6 +212,13 @@ impl<M: Machine> Reconciler<M> {
         result
     }
 
+    /// Forgets what is in force, because somebody else may have written: the next [`Self::apply`] does everything anew.
+    pub fn distrust(&mut self) {
+        self.wanted = None;
+        self.verified = None;
+        self.report.installed = false;
+    }
+
     /// The state for `status`.
     pub fn report(&self) -> RulesReport {
         self.report.clone()

@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::life::pen::Pen;
+
 pub use super::cache::LastGood;
 use super::cache::{Cache, Shelf, file};
 use super::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
@@ -18,6 +20,8 @@ use super::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
 const WRITE_EVERY: Duration = Duration::from_secs(10);
 /// Unchanged objects are written again after this, so that their age on disk stays true to the hour.
 const REFRESH_EVERY: Duration = Duration::from_hours(1);
+/// How often it is looked whether the objects may be written, while another agent does it.
+const PEN_EVERY: Duration = Duration::from_secs(1);
 /// Time between attempts while the disk refuses.
 const RETRY_EVERY: Duration = Duration::from_mins(1);
 
@@ -41,12 +45,20 @@ pub struct CachedSource<S> {
     inner: S,
     cache: Cache,
     write_every: Duration,
+    pen: Arc<Pen>,
 }
 
 impl<S: Resumable> CachedSource<S> {
     /// Keeps `inner`'s objects in `state_dir`.
     pub fn new(inner: S, state_dir: &Path) -> Self {
-        Self { inner, cache: Cache::open(state_dir), write_every: WRITE_EVERY }
+        Self { inner, cache: Cache::open(state_dir), write_every: WRITE_EVERY, pen: Arc::new(Pen::new(true)) }
+    }
+
+    /// Writes only while `pen` is held.
+    #[must_use]
+    pub fn with_pen(mut self, pen: Arc<Pen>) -> Self {
+        self.pen = pen;
+        self
     }
 
     /// With another shortest time between two writes than ten seconds.
@@ -103,6 +115,7 @@ impl<S: Resumable> Source for CachedSource<S> {
             looked: None,
             due: None,
             trouble: String::new(),
+            pen: self.pen,
         };
         Relay { sink, serving_from, note, keeper }.run(self.inner, stop).await
     }
@@ -187,6 +200,7 @@ struct Keeper {
     due: Option<Instant>,
     /// Why the last write failed.
     trouble: String,
+    pen: Arc<Pen>,
 }
 
 impl Keeper {
@@ -203,6 +217,11 @@ impl Keeper {
 
     async fn write(&mut self, status: &SourceStatus) {
         let now = Instant::now();
+        let pen = Arc::clone(&self.pen);
+        let Some(_writing) = pen.try_writing() else {
+            self.due = Some(now + PEN_EVERY);
+            return;
+        };
         let (body, checksum) = self.shelf.body();
         let spacing = spacing(self.write_every, body.len());
         self.looked = Some(now + spacing);

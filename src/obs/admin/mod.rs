@@ -98,17 +98,24 @@ pub struct AdminServer {
 impl AdminServer {
     /// Binds `addr`. From here on connections queue up, and they are answered once [`Self::serve`] runs.
     pub fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        let bind = || {
-            let listener = std::net::TcpListener::bind(addr)?;
-            listener.set_nonblocking(true)?;
-            let addr = listener.local_addr()?;
-            io::Result::Ok(Self { listener, addr })
-        };
+        let bind = || Self::on(std::net::TcpListener::bind(addr)?);
         bind().with_context(|| {
             format!(
                 "admin.listen is {addr}, which cannot be listened on: free it, or give another with --admin"
             )
         })
+    }
+
+    /// The same on a socket that listens already.
+    pub fn on(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        Ok(Self { listener, addr })
+    }
+
+    /// The socket.
+    pub fn listener(&self) -> &std::net::TcpListener {
+        &self.listener
     }
 
     /// The address that was bound, with its real port.

@@ -4,6 +4,8 @@
 //! the drain timeout is over). Every long-lived task is spawned through [`Drain::spawn`], so that none is detached
 //! without an owner.
 
+pub mod pen;
+
 use std::future::Future;
 use std::time::Duration;
 
