@@ -20,6 +20,9 @@ use serde_json::Value;
 const GREETING: &str = "10.96.0.50:80";
 const ECHO: &str = "10.96.0.51:80";
 const DATAGRAMS: &str = "10.96.0.52:90";
+const NODE_PORT: &str = "192.168.77.1:30090";
+const HEALTH_CHECK: &str = "192.168.77.1:31500";
+const ADMIN: &str = "127.0.0.1:10265";
 const DNS: [&str; 2] = ["169.254.96.16:53", "10.96.0.10:53"];
 const SOON: Duration = Duration::from_secs(20);
 /// Clients at a time that connect anew, each with a pause after each connection.
@@ -31,7 +34,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 fn services() -> String {
     let mut items: Vec<Value> = objects::pair("greet", "10.96.0.50", 80, 7000, &["192.168.77.2"]).into();
     items.extend(objects::pair("echo", "10.96.0.51", 80, 7001, &["192.168.77.2"]));
-    items.push(objects::service("udp", &["10.96.0.52"], &[("udp", 90, 7002, "UDP")]));
+    let mut udp = objects::service("udp", &["10.96.0.52"], &[("udp", 90, 7002, "UDP")]);
+    udp["spec"]["type"] = "NodePort".into();
+    udp["spec"]["ports"][0]["nodePort"] = 30090.into();
+    items.push(udp);
+    let mut checked = objects::service("checked", &["10.96.0.53"], &[("tcp", 80, 7000, "TCP")]);
+    checked["spec"]["type"] = "LoadBalancer".into();
+    checked["spec"]["externalTrafficPolicy"] = "Local".into();
+    checked["spec"]["healthCheckNodePort"] = 31500.into();
+    items.push(checked);
+    items.push(serde_json::json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "a"},
+        "spec": {"podCIDRs": ["10.244.1.0/24"]},
+        "status": {"addresses": [{"type": "InternalIP", "address": "192.168.77.1"}]}}));
     items.push(objects::slice("udp", &[("udp", 7002, "UDP")], &["192.168.77.2"]));
     let mut dns =
         objects::service("kube-dns", &["10.96.0.10"], &[("dns", 53, 53, "UDP"), ("dns-tcp", 53, 53, "TCP")]);
@@ -71,7 +85,10 @@ struct Load {
     streams: Tally,
     new_flows: Tally,
     flows: Tally,
+    node_port: Tally,
     names: Tally,
+    /// Connections to the listeners at fixed addresses.
+    listeners: Tally,
     over: AtomicBool,
 }
 
@@ -82,7 +99,9 @@ impl Load {
             ("messages on open connections", &self.streams),
             ("datagrams of new flows", &self.new_flows),
             ("datagrams of open flows", &self.flows),
+            ("datagrams to a node port", &self.node_port),
             ("questions for names", &self.names),
+            ("health checks and admin requests", &self.listeners),
         ]
         .into()
     }
@@ -94,9 +113,20 @@ impl Load {
         }
     }
 
-    /// Puts the load on `client` while `work` runs.
-    fn during(&self, client: &Netns, work: impl FnOnce()) {
+    /// Puts the load on the node while `work` runs.
+    fn during(&self, scene: &Scene, work: impl FnOnce()) {
+        let client: &Netns = &scene.client;
         std::thread::scope(|scope| {
+            scope.spawn(|| {
+                self.until_over(|| {
+                    let begun = Instant::now();
+                    self.node_port.note(begun, ask(&datagrams(client, NODE_PORT), b"node"));
+                    for (from, to) in [(client, HEALTH_CHECK), (&*scene.node, ADMIN)] {
+                        let begun = Instant::now();
+                        self.listeners.note(begun, is_answered(from, to));
+                    }
+                });
+            });
             for _ in 0..CLIENTS {
                 scope.spawn(|| self.until_over(|| self.connections.note(Instant::now(), greet(client))));
             }
@@ -155,7 +185,7 @@ impl Load {
             let (tried, failed) = (tally.tried.load(SeqCst), tally.failed.load(SeqCst));
             let longest = tally.longest_ms.load(SeqCst);
             println!("{what}: {kind}: tried {tried}, failed {failed}, longest {longest} ms");
-            assert!(tried > 50, "{tried} {kind} are no load");
+            assert!(tried > 10, "{tried} {kind} are no load");
             let why = tally.why.lock().expect("no panic");
             if failed > 0 {
                 faults.push(format!(
@@ -177,6 +207,13 @@ fn greet(client: &Netns) -> Result<(), String> {
         client.connect_within(GREETING, PATIENCE).map_err(|errno| format!("connect: {errno}"))?;
     let text = lab::read_all(&mut stream).map_err(|error| format!("read: {error}"))?;
     same(text.as_bytes(), b"hello")
+}
+
+/// Whether a request is answered, however.
+fn is_answered(client: &Netns, to: &str) -> Result<(), String> {
+    let mut stream =
+        client.connect_within(to, PATIENCE).map_err(|errno| format!("{to}: connect: {errno}"))?;
+    lab::http_get(&mut stream, "/healthz").map(drop).map_err(|error| format!("{to}: {error}"))
 }
 
 fn datagrams(client: &Netns, to: &str) -> UdpSocket {
@@ -276,7 +313,7 @@ fn an_upgrade_and_a_roll_back_cost_nobody_anything(backend: &str) {
     let load = Load::default();
     let mut second = None;
     let mut third = None;
-    load.during(&scene.client, || {
+    load.during(&scene, || {
         let next = scene.next(backend).launch();
         has_taken_over(&next);
         assert_ne!(port(&next), first_port, "the rules are the switch");
@@ -306,7 +343,7 @@ fn an_upgrade_and_a_roll_back_cost_nobody_anything(backend: &str) {
 /// Nobody is left without an answer, and everything is gone after the end.
 fn works_and_leaves_nothing(scene: &Scene, owner: Agent, before: &lab::State, what: &str) {
     let load = Load::default();
-    load.during(&scene.client, || std::thread::sleep(Duration::from_secs(1)));
+    load.during(&scene, || std::thread::sleep(Duration::from_secs(1)));
     load.conclude(what);
     assert_eq!(owner.stop(), 0);
     before.assert_same(&scene.node.state(), what);
@@ -387,7 +424,7 @@ fn told_to_stop_while_another_one_comes_it_gives_the_node_away_instead() {
     let before = scene.node.state();
     let mut first = scene.agent("nft").start();
     let (load, mut second) = (Load::default(), None);
-    load.during(&scene.client, || {
+    load.during(&scene, || {
         let next = scene.next("nft").launch();
         is_said(&first, COMING);
         first.signal(Signal::SIGTERM);
@@ -405,7 +442,7 @@ fn told_to_stop_before_it_has_the_node_it_leaves_everything_as_it_was() {
     let before = scene.node.state();
     let first = scene.agent("nft").start();
     let load = Load::default();
-    load.during(&scene.client, || {
+    load.during(&scene, || {
         let mut next = scene.next("nft").launch();
         is_said(&next, "another agent runs here");
         next.signal(Signal::SIGTERM);
@@ -426,7 +463,7 @@ fn a_reload_takes_the_program_that_is_on_disk_by_then() {
     let agent = scene.agent("nft").program(&line).args(&["--proxy-port", "15001"]).start();
     let (keeper, first) = (agent.pid(), agent.worker());
     let load = Load::default();
-    load.during(&scene.client, || {
+    load.during(&scene, || {
         // As a package manager does: the old file is gone, another has its name.
         let newer = scene.lab.dir().join("edgesplice-newer");
         std::fs::copy(lab::PROGRAM, &newer).expect("a copy of the program");
@@ -463,7 +500,7 @@ fn a_reload_that_fails_leaves_the_one_that_works() {
     std::fs::copy("/bin/false", &program).expect("another program");
     agent.signal(Signal::SIGHUP);
     let load = Load::default();
-    load.during(&scene.client, || std::thread::sleep(Duration::from_secs(1)));
+    load.during(&scene, || std::thread::sleep(Duration::from_secs(1)));
     load.conclude("a reload that fails");
     assert_eq!(agent.worker(), first);
     works_and_leaves_nothing(&scene, agent, &before, "after a reload that fails");

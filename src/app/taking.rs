@@ -1,6 +1,7 @@
 //! Taking the node over from the agent that runs: what [`Taker`] says is done here.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -26,6 +27,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How long the rules may take, counted from when the node is ours. A busy xtables lock is tried for as long.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long a process that has died may take to close its sockets.
+const CLOSING: Duration = Duration::from_secs(1);
 /// How long the lock may be in somebody else's hands until what was started in the place of a worker that died leaves the
 /// node to that one: longer than it takes anybody to read what it was sent, and to give back what it had.
 const SETTLED: Duration = Duration::from_secs(3);
@@ -118,7 +121,7 @@ impl Running {
                 None => self.next(&mut taking, signals).await?,
             };
             let actions = taking.machine.on(event);
-            if event == Event::Stop && actions.is_empty() {
+            if event == Event::Stop && taking.machine.has_it_alone() {
                 return Ok(Taken::Stopped);
             }
             for action in actions {
@@ -135,6 +138,7 @@ impl Running {
                     }
                     Action::PutBack => {
                         warn!("the node is given back to the agent that had it");
+                        taking.owned = None;
                         self.pen.lay_down().await;
                         self.lock = None;
                         if let Some(channel) = &taking.channel {
@@ -221,7 +225,7 @@ impl Running {
         let addr = self.settings.admin.listen;
         let server = match listeners.take(Purpose::Admin, addr) {
             Some(socket) => AdminServer::on(socket.into())?,
-            None => AdminServer::bind(addr)?,
+            None => bind_admin(addr).await?,
         };
         self.serve_admin(server)?;
         if let Some(desk) = &self.desk {
@@ -257,6 +261,18 @@ impl Running {
         };
         let stop = self.stop.clone();
         self.tasks.spawn(async move { stop.run_until_cancelled(watch).await });
+    }
+}
+
+/// Binds the admin endpoint's address. The kernel closes the sockets of a process that has died one after the other: this
+/// one may be free some moments later than the lock.
+async fn bind_admin(addr: SocketAddr) -> anyhow::Result<AdminServer> {
+    let end = Instant::now() + CLOSING;
+    loop {
+        match AdminServer::bind(addr) {
+            Err(_) if Instant::now() < end => sleep(LOOK).await,
+            bound => return bound,
+        }
     }
 }
 

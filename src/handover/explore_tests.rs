@@ -189,7 +189,7 @@ impl World {
     }
 
     fn taker_serves(&self, who: Who) -> bool {
-        who == Who::New && self.taker.is_serving()
+        who == Who::New && self.new.proven
     }
 
     fn process(&self, who: Who) -> &Process {
@@ -247,10 +247,8 @@ impl World {
             Step::Stop(Who::New) => {
                 self.stopped = true;
                 let actions = self.taker.on(taker::Event::Stop);
-                if actions.is_empty() && self.new.lock && self.new_open.is_none() {
-                    // The node is its own already: an ordinary stop.
-                    self.new.withdrawing = true;
-                }
+                // An ordinary stop.
+                self.new.withdrawing = self.taker.has_it_alone();
                 self.take(&actions);
             }
             Step::Patience(Who::Old) => self.give(giver::Event::Patience),

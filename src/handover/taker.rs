@@ -128,9 +128,9 @@ impl Taker {
         actions
     }
 
-    /// Whether the node is this agent's.
-    pub fn is_serving(&self) -> bool {
-        matches!(self.state, State::Serving { .. })
+    /// Whether nobody could take the node back: told to stop, this agent is then to end like any other.
+    pub fn has_it_alone(&self) -> bool {
+        matches!(self.state, State::Writing { watched: false } | State::Serving { .. })
     }
 }
 
