@@ -506,6 +506,34 @@ fn a_reload_that_fails_leaves_the_one_that_works() {
     works_and_leaves_nothing(&scene, agent, &before, "after a reload that fails");
 }
 
+/// It has the lock and cannot write its rules, for somebody holds the lock of its `iptables`. Told to stop, it gives the
+/// node back; meanwhile and after that the one that had it serves.
+#[test]
+fn what_cannot_write_its_rules_gives_the_node_back() {
+    let scene = Scene::new("put-back");
+    let before = scene.node.state();
+    let first = scene.agent("legacy").start();
+    let first_port = port(&first);
+    let file = scene.lab.dir().join("xtables.lock").display().to_string();
+    let variable = format!("XTABLES_LOCKFILE={file}");
+    let _holder = scene.node.spawn(&["flock", &file, "sleep", "300"]);
+    eventually("the lock is held", SOON, || {
+        (scene.node.run(&["flock", "-n", &file, "true"]).code != 0).then_some(())
+    });
+    let mut next = scene.next("legacy").wrapped(&["env", &variable]).launch();
+    is_said(&first, GIVEN);
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(greet(&scene.client), Ok(()), "while neither writes rules");
+    next.signal(Signal::SIGTERM);
+    assert_eq!(next.wait(Duration::from_secs(60)), 1, "{}", next.log());
+    assert!(next.log().contains("the node is given back"), "{}", next.log());
+    is_said(&first, "this one goes on");
+    eventually("the admin endpoint is the first one's again", SOON, || {
+        (port(&first) == first_port).then_some(())
+    });
+    works_and_leaves_nothing(&scene, first, &before, "after the node was given back");
+}
+
 #[test]
 fn with_nobody_to_take_over_from_it_is_an_ordinary_start() {
     let scene = Scene::new("take-over-alone");

@@ -29,6 +29,7 @@ use super::data::Beat;
 use super::doors::{self, Doors};
 use super::health_ports::HealthPorts;
 use super::listeners::Listeners;
+use super::taking::Former;
 use super::ways::Ways;
 
 /// How often this host's routes and addresses are read again: they decide which pods can be dialled directly.
@@ -76,15 +77,6 @@ pub(super) struct Shared {
     pub(super) former: ArcSwap<Former>,
     /// Something of the above has changed that this task is to look at.
     pub(super) poke: Notify,
-}
-
-/// What is known of the agent before.
-#[derive(Debug, Default)]
-pub(super) struct Former {
-    /// Its acceptor's port.
-    pub(super) port: Option<u16>,
-    /// The numbers of its sockets for datagrams: they are not somebody's whom ours would shadow.
-    pub(super) sockets: BTreeSet<u64>,
 }
 
 impl Shared {
@@ -301,6 +293,9 @@ impl Control {
                 }
                 () = self.shared.poke.notified() => {
                     self.health.retry();
+                    if !self.shared.listeners.is_waiting() {
+                        self.begin_datagrams();
+                    }
                     let (now, ranges) = (self.shared.snapshot.load_full(), self.shared.ranges.load_full());
                     self.announce(&now, ranges.as_ref().clone());
                 }
@@ -318,6 +313,16 @@ impl Control {
                     }
                     self.health.retry();
                 }
+            }
+        }
+    }
+
+    /// Takes datagrams, once the node is this agent's. What cannot be had is tried again with the next snapshot.
+    fn begin_datagrams(&mut self) {
+        for (frontend, error) in self.udp.begin() {
+            warn!(%error, "the socket for {frontend} cannot be opened");
+            if self.served.remove(&frontend).is_some() {
+                self.unopened.insert(frontend, format!("{frontend} is refused: {error}"));
             }
         }
     }

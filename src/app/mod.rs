@@ -221,7 +221,8 @@ async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<
     let data = DataPlane::start(proxy, &upstreams, &drain, is_adopted, &pen)?;
     let health = HealthPorts::new(Arc::clone(&shared), data.pulse());
     let udp = UdpPlane::new(data.runtimes().to_vec(), Arc::clone(&upstreams), guard, own_mark)
-        .context("cannot read the limit of open descriptors")?;
+        .context("cannot read the limit of open descriptors")?
+        .waiting(taking.is_some());
     let datagrams = udp.counters();
     let dns = names::start(&settings, &shared, data.runtimes())?;
     let desk = dns.as_ref().map(Dns::desk);

@@ -1,6 +1,6 @@
 //! Taking the node over from the agent that runs: what [`Taker`] says is done here.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
@@ -17,7 +17,6 @@ use crate::keeper::Store;
 use crate::obs::admin::AdminServer;
 
 use super::channel::Channel;
-use super::control::Former;
 use super::instance::{AlreadyRunning, Approached, InstanceLock, Met};
 use super::listeners::Purpose;
 use super::{Running, Signals, admin, names};
@@ -32,6 +31,15 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// How long the lock may be in somebody else's hands until what was started in the place of a worker that died leaves the
 /// node to that one: longer than it takes anybody to read what it was sent, and to give back what it had.
 const SETTLED: Duration = Duration::from_secs(3);
+
+/// What is known of the agent before.
+#[derive(Debug, Default)]
+pub(super) struct Former {
+    /// Its acceptor's port.
+    pub(super) port: Option<u16>,
+    /// The numbers of its sockets for datagrams: they are not somebody's whom ours would shadow.
+    pub(super) sockets: BTreeSet<u64>,
+}
 
 /// How a start finds the node.
 pub(super) enum Begun {

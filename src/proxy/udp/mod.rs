@@ -7,7 +7,7 @@
 mod port;
 mod session;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -58,6 +58,9 @@ pub struct UdpPlane {
     /// How many frontends have been opened so far.
     opened: usize,
     ports: HashMap<Frontend, Arc<Port>>,
+    /// Those that are to be opened once the node is this agent's: of two sockets at one address, the later one gets what
+    /// comes. `None`: it is.
+    waiting: Option<HashSet<Frontend>>,
 }
 
 impl UdpPlane {
@@ -72,7 +75,20 @@ impl UdpPlane {
         let counters = Arc::default();
         let max_sessions = max_sessions(sock::nofile()?);
         let shared = Shared { upstreams, guard, own_mark, max_sessions, counters };
-        Ok(Self { shared: Arc::new(shared), runtimes, opened: 0, ports: HashMap::new() })
+        Ok(Self { shared: Arc::new(shared), runtimes, opened: 0, ports: HashMap::new(), waiting: None })
+    }
+
+    /// Opens nothing before [`Self::begin`].
+    #[must_use]
+    pub fn waiting(mut self, waits: bool) -> Self {
+        self.waiting = waits.then(HashSet::new);
+        self
+    }
+
+    /// Opens what has waited, and from now on everything at once. Returns what could not be opened.
+    pub fn begin(&mut self) -> Vec<(Frontend, io::Error)> {
+        let waiting = self.waiting.take().into_iter().flatten();
+        waiting.filter_map(|frontend| Some((frontend, self.open(frontend).err()?))).collect()
     }
 
     /// What has been seen; stays valid while this serves.
@@ -83,6 +99,10 @@ impl UdpPlane {
     /// Opens `frontend`, so that datagrams to it are answered from now on. One that is open stays as it is.
     pub fn open(&mut self, frontend: Frontend) -> io::Result<()> {
         if self.ports.contains_key(&frontend) {
+            return Ok(());
+        }
+        if let Some(waiting) = &mut self.waiting {
+            waiting.insert(frontend);
             return Ok(());
         }
         let socket = sock::udp_transparent(frontend.addr(), self.shared.own_mark)?;
@@ -107,6 +127,9 @@ impl UdpPlane {
 
     /// Closes `frontend` and ends its flows.
     pub fn close(&mut self, frontend: &Frontend) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.remove(frontend);
+        }
         if let Some(port) = self.ports.remove(frontend) {
             port.close();
         }
