@@ -60,20 +60,24 @@ impl Running {
         let mut events = VecDeque::new();
         let mut told = false;
         loop {
-            let event = match events.pop_front() {
-                Some(event) => event,
-                None => tokio::select! {
-                    biased;
-                    () = signals.stop() => {
-                        told = true;
-                        Event::Stop
-                    }
-                    event = self.hear(&mut handing) => match event {
-                        Ok(event) => event,
-                        // Whoever has the lock goes on as after a crash.
-                        Err(error) => return End::Failed { error, ours: !handing.machine.has_given() },
-                    },
-                },
+            let next = async {
+                match events.pop_front() {
+                    Some(event) => Ok(event),
+                    None => self.hear(&mut handing).await,
+                }
+            };
+            let event = tokio::select! {
+                biased;
+                event = next => event,
+                () = signals.stop() => {
+                    told = true;
+                    Ok(Event::Stop)
+                }
+            };
+            let event = match event {
+                Ok(event) => event,
+                // Whoever has the lock goes on as after a crash.
+                Err(error) => return End::Failed { error, ours: !handing.machine.has_given() },
             };
             for action in handing.machine.on(event) {
                 match action {

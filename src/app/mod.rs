@@ -65,7 +65,7 @@ use health::Prober;
 use health_ports::HealthPorts;
 use instance::InstanceLock;
 use report::Reporter;
-use taking::{Begun, Taken, Taking};
+use taking::{Place, Taken, Taking};
 
 /// Updates that may wait for the control task; a source that is faster waits.
 const UPDATE_QUEUE: usize = 1024;
@@ -174,31 +174,51 @@ async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<
     refuse_impossible(&settings.state_dir)?;
     let source = offline::open(&settings).await?;
     let reconciler = Reconciler::new(HostTools, &settings.intercept).await?;
-    let (lock, taking, former) = match taking::begin(&settings, keeper.as_ref()).await? {
-        Begun::Alone(lock) => (Some(lock), None, None),
-        Begun::Beside(taking, former) => (None, Some(taking), Some(former)),
-        Begun::Superseded => {
-            info!("another agent has taken the node over meanwhile: there is nothing left to do");
-            if let Some(keeper) = &keeper {
-                keeper.yielded().context("the keeper cannot be told")?;
-            }
-            return Ok(None);
+    let Some(place) = taking::begin(&settings, keeper.as_ref()).await? else {
+        info!("another agent has taken the node over meanwhile: there is nothing left to do");
+        if let Some(keeper) = &keeper {
+            keeper.yielded().context("the keeper cannot be told")?;
         }
+        return Ok(None);
     };
-    let backend = reconciler.backend();
-    let warnings = neighbours::admit(&settings, backend).await?;
+    let warnings = neighbours::admit(&settings, reconciler.backend()).await?;
     if let Err(error) = sock::raise_nofile() {
         warn!(%error, "the limit of open descriptors could not be raised");
     }
     // Where another agent has the address, it is had from that one with the rest.
-    let admin = taking.is_none().then(|| AdminServer::bind(settings.admin.listen)).transpose()?;
-    let own_mark = settings.intercept.own_mark;
-    let theirs = former.as_ref().and_then(|former| former.port);
+    let theirs = place.former.as_ref().and_then(|former| former.port);
+    let admin = theirs.is_none().then(|| AdminServer::bind(settings.admin.listen)).transpose()?;
     let (proxy, is_adopted) = acceptor(&settings, keeper.as_mut(), theirs)?;
     let keeper = keeper.map(Arc::new);
-    let pen = Arc::new(Pen::new(lock.is_some()));
-    let proxy_port = proxy.port();
+    let parts = Parts { settings, source, reconciler, place, warnings, keeper, proxy, is_adopted };
+    let mut running = wire(parts).await?;
+    if let Some(server) = admin {
+        running.serve_admin(server)?;
+    }
+    let Running { settings, proxy_port, admin, .. } = &running;
+    info!(node = settings.node_name, proxy_port, %admin, "started");
+    Ok(Some(running))
+}
 
+/// What an agent is made of.
+struct Parts {
+    settings: Arc<Settings>,
+    source: offline::Opened,
+    reconciler: Reconciler<HostTools>,
+    place: Place,
+    warnings: neighbours::Warnings,
+    keeper: Option<Arc<Store>>,
+    proxy: Proxy,
+    /// Whether clients may have queued on its sockets already.
+    is_adopted: bool,
+}
+
+/// Makes the parts work together.
+async fn wire(parts: Parts) -> anyhow::Result<Running> {
+    let Parts { settings, source, reconciler, place, warnings, keeper, proxy, is_adopted } = parts;
+    let Place { lock, taking, former } = place;
+    let pen = Arc::new(Pen::new(lock.is_some()));
+    let (proxy_port, own_mark) = (proxy.port(), settings.intercept.own_mark);
     let upstreams = Arc::new(Upstreams::new());
     let held = hold::open(&settings);
     let shared = Arc::new(Shared::new(proxy_port, held.queues(&settings), former));
@@ -226,12 +246,7 @@ async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<
     let datagrams = udp.counters();
     let dns = names::start(&settings, &shared, data.runtimes())?;
     let desk = dns.as_ref().map(Dns::desk);
-    match &desk {
-        Some(desk) if taking.is_none() => names::listen(&settings, &shared, desk).await,
-        // What will be, so that the first rules let it in.
-        Some(_) => shared.dns_listen.store(Arc::new(settings.dns.listen.iter().copied().collect())),
-        None => {}
-    }
+    names::listen_unless(taking.is_some(), &settings, &shared, desk.as_ref()).await;
     let answering = Answering { udp, dns, health };
     let control =
         Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
@@ -262,7 +277,7 @@ async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<
     let sink = Sink { updates: updates_tx, status: status_tx };
     let (for_source, until, may_write) = (Arc::clone(&settings), stop.clone(), Arc::clone(&pen));
     tasks.spawn(async move { source.run(&for_source, sink, may_write, until).await });
-    let (installed, wanted) = (rules_rx, wanted_rx.clone());
+    let (installed, wanted, backend) = (rules_rx, wanted_rx.clone(), reconciler.backend());
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, Arc::clone(&pen), stop.clone()));
     tasks.spawn(warnings.follow(Arc::clone(&settings), backend, stop.clone()));
     let left = CancellationToken::new();
@@ -270,7 +285,7 @@ async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<
     if let Some(keeper) = &keeper {
         tasks.spawn(kept(Arc::clone(keeper), Arc::clone(&reporter), drain.stop().clone()));
     }
-    let mut running = Running {
+    Ok(Running {
         proxy_port,
         admin: settings.admin.listen,
         answering: None,
@@ -292,12 +307,7 @@ async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<
         lock,
         taking,
         farewell: None,
-    };
-    if let Some(server) = admin {
-        running.serve_admin(server)?;
-    }
-    info!(node = running.settings.node_name, proxy_port, admin = %running.admin, "started");
-    Ok(Some(running))
+    })
 }
 
 /// The acceptor on the sockets that the keeper holds, or on new ones for it to hold; and whether they were held. `theirs`

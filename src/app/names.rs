@@ -45,6 +45,16 @@ pub(super) fn start(
     Ok(Some(dns))
 }
 
+/// Answers on the own addresses, unless the agent that has the node has them still.
+pub(super) async fn listen_unless(waits: bool, settings: &Settings, shared: &Shared, desk: Option<&Desk>) {
+    match desk {
+        Some(desk) if !waits => listen(settings, shared, desk).await,
+        // What will be, so that the first rules let it in.
+        Some(_) => shared.dns_listen.store(Arc::new(settings.dns.listen.iter().copied().collect())),
+        None => {}
+    }
+}
+
 /// Answers on the own addresses: on the sockets that the agent before has handed on, or on new ones.
 pub(super) async fn listen(settings: &Settings, shared: &Shared, desk: &Desk) {
     let mut listening = BTreeSet::new();

@@ -42,13 +42,18 @@ pub(super) struct Former {
 }
 
 /// How a start finds the node.
-pub(super) enum Begun {
-    /// Nobody else is here.
-    Alone(InstanceLock),
-    /// Another agent runs, and is about to give the node to this one.
-    Beside(Taking, Former),
-    /// Another agent has taken the node over from the one that this process was started in the place of.
-    Superseded,
+pub(super) struct Place {
+    /// Had where nobody else is here.
+    pub(super) lock: Option<InstanceLock>,
+    /// The way to it, where another agent has it.
+    pub(super) taking: Option<Taking>,
+    pub(super) former: Option<Former>,
+}
+
+impl Place {
+    fn alone(lock: InstanceLock) -> Self {
+        Self { lock: Some(lock), taking: None, former: None }
+    }
 }
 
 /// A take-over under way.
@@ -74,17 +79,18 @@ pub(super) enum Taken {
     Stopped,
 }
 
-/// Takes the lock, or meets the one who has it where the settings say so.
-pub(super) async fn begin(settings: &Settings, keeper: Option<&Store>) -> anyhow::Result<Begun> {
+/// Takes the lock, or meets the one who has it where the settings say so. `None`: another agent has taken the node over
+/// from the one that this process was started in the place of.
+pub(super) async fn begin(settings: &Settings, keeper: Option<&Store>) -> anyhow::Result<Option<Place>> {
     let replaces = keeper.is_some_and(Store::worked);
     // What takes the place of a worker that died does not take the node back from whoever has it by now.
     if !settings.proxy.take_over || replaces {
         let end = Instant::now() + SETTLED;
         loop {
             return match InstanceLock::take() {
-                Ok(lock) => Ok(Begun::Alone(lock)),
+                Ok(lock) => Ok(Some(Place::alone(lock))),
                 Err(error) if !replaces || !error.is::<AlreadyRunning>() => Err(error),
-                Err(_) if Instant::now() >= end => Ok(Begun::Superseded),
+                Err(_) if Instant::now() >= end => Ok(None),
                 Err(_) => {
                     sleep(LOOK).await;
                     continue;
@@ -95,7 +101,7 @@ pub(super) async fn begin(settings: &Settings, keeper: Option<&Store>) -> anyhow
     let mut machine = Taker::default();
     machine.begin();
     match InstanceLock::approach().await? {
-        Approached::Free(lock) => Ok(Begun::Alone(lock)),
+        Approached::Free(lock) => Ok(Some(Place::alone(lock))),
         Approached::Met(Met { channel, version, port, sockets }) => {
             machine.on(Event::Met);
             info!(
@@ -111,7 +117,8 @@ pub(super) async fn begin(settings: &Settings, keeper: Option<&Store>) -> anyhow
                 ready: false,
                 owned: None,
             };
-            Ok(Begun::Beside(taking, Former { port: Some(port), sockets }))
+            let former = Former { port: Some(port), sockets };
+            Ok(Some(Place { lock: None, taking: Some(taking), former: Some(former) }))
         }
         Approached::Refused(why) => bail!("the agent that runs does not give the node away: {why}"),
     }

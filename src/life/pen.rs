@@ -96,14 +96,14 @@ mod tests {
         drop(writing);
         laid.await.unwrap();
         assert!(pen.try_writing().is_none());
-        let waiting = tokio::spawn({
+        let later = tokio::spawn({
             let pen = Arc::clone(&pen);
             async move { pen.writing().await.laid_down }
         });
         tokio::time::sleep(Duration::from_secs(1)).await;
-        assert!(!waiting.is_finished());
+        assert!(!later.is_finished());
         pen.take_up();
-        assert_eq!(waiting.await.unwrap(), 1);
+        assert_eq!(later.await.unwrap(), 1);
         pen.held().await;
     }
 }
