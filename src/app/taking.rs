@@ -246,8 +246,9 @@ impl Running {
         if let Some(desk) = &self.desk {
             names::listen(&self.settings, &self.shared, desk).await;
         }
-        // The health check ports.
+        // The health check ports, and the sockets for datagrams; they are open before a rule of ours sends anything there.
         self.shared.poke.notify_one();
+        tokio::task::yield_now().await;
         self.pen.take_up();
         Ok(())
     }

@@ -468,18 +468,15 @@ impl World {
 
     /// With nothing left to happen.
     fn check_end(&self) {
-        match self.rules {
-            Some(who) => {
-                let owner = self.process(who);
-                let other = self.process(if who == Who::Old { Who::New } else { Who::Old });
-                assert!(owner.alive && owner.pen && owner.lock, "the owner is none: {self:#?}");
-                assert!(!other.alive || !(other.pen || other.lock), "there are two owners: {self:#?}");
-            }
-            None => {
-                assert!(self.stopped, "nobody serves, though nobody was told to stop: {self:#?}");
-                assert!(self.lock_is_free(), "nobody serves, and somebody has the lock: {self:#?}");
-            }
-        }
+        let Some(who) = self.rules else {
+            assert!(self.stopped, "nobody serves, though nobody was told to stop: {self:#?}");
+            assert!(self.lock_is_free(), "nobody serves, and somebody has the lock: {self:#?}");
+            return;
+        };
+        let owner = self.process(who);
+        let other = self.process(if who == Who::Old { Who::New } else { Who::Old });
+        assert!(owner.alive && owner.pen && owner.lock, "the owner is none: {self:#?}");
+        assert!(!other.alive || !(other.pen || other.lock), "there are two owners: {self:#?}");
     }
 }
 

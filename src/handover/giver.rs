@@ -76,16 +76,17 @@ impl Giver {
             (State::Freezing, Event::Frozen) => (State::Given, vec![Give]),
             (State::Given, Event::Done) => (State::Left, vec![Leave]),
             (State::Owning, Event::Stop) => (State::Ending, vec![Withdraw]),
-            (State::Expecting, Event::Stop) if self.stopping => (State::Ending, vec![Withdraw]),
+            // Nothing has been given yet.
+            (State::Expecting, Event::Stop | Event::Patience | Event::Gone) if self.stopping => {
+                (State::Ending, vec![Withdraw])
+            }
             // The rules may still lead here: whoever has the lock is waited for, told twice or not.
             (state @ (State::Expecting | State::Freezing | State::Given), Event::Stop) => {
                 self.stopping = true;
                 (state, vec![Wait])
             }
-            // Once something is given, it is taken back only when the other one is gone: two must never write.
-            (State::Expecting, Event::Patience) if self.stopping => (State::Ending, vec![Withdraw]),
-            (State::Expecting, Event::Gone) if self.stopping => (State::Ending, vec![Withdraw]),
             (State::Expecting, Event::Gone) => (State::Owning, vec![]),
+            // Once something is given, it is taken back only when the other one is gone: two must never write.
             (State::Freezing | State::Given, Event::Gone) if self.stopping => {
                 (State::Ending, vec![Resume, Withdraw])
             }

@@ -97,9 +97,9 @@ impl Taker {
             // It has died before it answered.
             (state @ (State::Looking | State::Seeking), Event::Gone) => (state, vec![Approach]),
             (State::Looking, Event::Met) if !self.ready => (State::Loading, vec![]),
-            (State::Looking, Event::Met) => (State::Asking, vec![Ask]),
-            (State::Seeking, Event::Met) => (State::Asking, vec![Ask]),
-            (State::Loading, Event::Ready) => (State::Asking, vec![Ask]),
+            (State::Looking | State::Seeking, Event::Met) | (State::Loading, Event::Ready) => {
+                (State::Asking, vec![Ask])
+            }
             (State::Loading, Event::Gone) => (State::Lonely, vec![]),
             (State::Lonely, Event::Ready) | (State::Asking, Event::Gone) => (State::Seeking, vec![Approach]),
             (State::Asking, Event::Yielded) => (State::Writing { watched: true }, vec![Own]),
