@@ -119,7 +119,6 @@ pub fn run(settings: Settings, keeper: Option<Store>) -> anyhow::Result<()> {
             Ok(Taken::Serving) => running.serve(&mut signals).await,
             Ok(Taken::Stopped) => End::Stopped,
             Err(error) => {
-                running.lock = None;
                 // The service manager may be the one of the agent that has the node.
                 running.left.cancel();
                 running.drain().await;

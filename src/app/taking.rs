@@ -69,6 +69,8 @@ pub(super) struct Taking {
     ready: bool,
     /// Since when the node is ours.
     owned: Option<Instant>,
+    /// How long the rules may take.
+    patience: Option<Instant>,
 }
 
 /// How it went.
@@ -116,6 +118,7 @@ pub(super) async fn begin(settings: &Settings, keeper: Option<&Store>) -> anyhow
                 refusal: String::new(),
                 ready: false,
                 owned: None,
+                patience: None,
             };
             let former = Former { port: Some(port), sockets };
             Ok(Some(Place { lock: None, taking: Some(taking), former: Some(former) }))
@@ -129,11 +132,24 @@ impl Running {
     /// end without taking anything away.
     pub(super) async fn take_over(&mut self, signals: &mut Signals) -> anyhow::Result<Taken> {
         let Some(mut taking) = self.taking.take() else { return Ok(Taken::Serving) };
+        let taken = self.try_to(&mut taking, signals).await;
+        match &taken {
+            Ok(_) => self.watch_former(taking),
+            Err(_) => {
+                // Before the other one hears of it, by the end of the connection.
+                self.pen.lay_down().await;
+                self.lock = None;
+            }
+        }
+        taken
+    }
+
+    async fn try_to(&mut self, taking: &mut Taking, signals: &mut Signals) -> anyhow::Result<Taken> {
         let mut events = VecDeque::new();
         loop {
             let event = match events.pop_front() {
                 Some(event) => event,
-                None => self.next(&mut taking, signals).await?,
+                None => self.next(taking, signals).await?,
             };
             let actions = taking.machine.on(event);
             if event == Event::Stop && taking.machine.has_it_alone() {
@@ -141,19 +157,18 @@ impl Running {
             }
             for action in actions {
                 match action {
-                    Action::Approach => events.push_back(self.approach(&mut taking).await?),
+                    Action::Approach => events.push_back(self.approach(taking).await?),
                     Action::Ask => taking.say(&Word::Yield).await,
-                    Action::Own => self.own(&mut taking).await?,
+                    Action::Own => self.own(taking).await?,
                     Action::Tell => taking.say(&Word::Done).await,
                     Action::Serve => {
                         let took = taking.owned.map(|since| since.elapsed());
                         info!(?took, "the node is this agent's");
-                        self.watch_former(taking);
                         return Ok(Taken::Serving);
                     }
                     Action::PutBack => {
                         warn!("the node is given back to the agent that had it");
-                        taking.owned = None;
+                        (taking.owned, taking.patience) = (None, None);
                         self.pen.lay_down().await;
                         self.lock = None;
                         if let Some(channel) = &taking.channel {
@@ -181,7 +196,7 @@ impl Running {
             if taking.owned.is_some() && self.rules_are_in() {
                 return Ok(Event::RulesIn);
             }
-            let patience = taking.owned.map(|since| since + PATIENCE);
+            let patience = taking.patience;
             tokio::select! {
                 biased;
                 () = signals.stop() => return Ok(Event::Stop),
@@ -193,7 +208,7 @@ impl Running {
                 }
                 Ok(()) = self.installed.changed(), if taking.owned.is_some() => {}
                 () = sleep_until(patience.unwrap_or_else(Instant::now)), if patience.is_some() => {
-                    taking.owned = None;
+                    taking.patience = None;
                     return Ok(Event::Patience);
                 }
                 () = sleep(LOOK) => {}
@@ -234,7 +249,8 @@ impl Running {
         if let Some(lock) = taking.lock.take() {
             self.lock = Some(InstanceLock::adopt(lock).context("cannot hold the instance lock @edgesplice")?);
         }
-        taking.owned = Some(Instant::now());
+        let now = Instant::now();
+        (taking.owned, taking.patience) = (Some(now), Some(now + PATIENCE));
         let listeners = &self.shared.listeners;
         listeners.inherit(taking.listeners.drain(..));
         let addr = self.settings.admin.listen;
