@@ -133,13 +133,12 @@ impl Running {
     pub(super) async fn take_over(&mut self, signals: &mut Signals) -> anyhow::Result<Taken> {
         let Some(mut taking) = self.taking.take() else { return Ok(Taken::Serving) };
         let taken = self.try_to(&mut taking, signals).await;
-        match &taken {
-            Ok(_) => self.watch_former(taking),
-            Err(_) => {
-                // Before the other one hears of it, by the end of the connection.
-                self.pen.lay_down().await;
-                self.lock = None;
-            }
+        if taken.is_ok() {
+            self.watch_former(taking);
+        } else {
+            // Before the other one hears of it, by the end of the connection.
+            self.pen.lay_down().await;
+            self.lock = None;
         }
         taken
     }
