@@ -15,8 +15,14 @@ pub mod cli;
 pub mod config;
 // Names: the cluster's own, and others relayed.
 pub mod dns;
+// What the process gives up before it begins its work.
+pub mod confine;
 // The parent process that outlives the agent's work.
 pub mod keeper;
+// Readers under hostile input, for tests and fuzzing.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
 // Starting, draining and ending of tasks.
 pub mod life;
 // Services, backends and how each is reached: pure, no I/O.

@@ -5,6 +5,7 @@
 
 mod admin;
 mod check;
+mod confinement;
 mod control;
 mod data;
 mod doors;
@@ -38,7 +39,7 @@ use crate::keeper::Store;
 use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::admin::AdminServer;
-use crate::obs::api::RulesReport;
+use crate::obs::api::{HardeningReport, RulesReport};
 use crate::proxy::udp::UdpPlane;
 use crate::proxy::{Guard, Proxy, probe};
 use crate::rules::apply::HostTools;
@@ -86,10 +87,12 @@ pub struct Running {
 
 /// Runs the agent until SIGTERM or SIGINT. `keeper` holds what is to outlive this process.
 pub fn run(settings: Settings, keeper: Option<Store>) -> anyhow::Result<()> {
+    // While this is the only thread.
+    let hardening = confinement::enter(&settings, keeper.as_ref());
     control_runtime()?.block_on(async {
         // Before anything is installed, so that no signal can end the process with rules in place.
         let mut signals = Signals::new()?;
-        let mut running = start(settings, keeper).await?;
+        let mut running = begin(settings, keeper, hardening).await?;
         let failed = tokio::select! {
             () = signals.stop() => None,
             error = running.failed() => Some(error),
@@ -123,7 +126,15 @@ pub fn withdraw_leftovers(settings: &Settings) -> anyhow::Result<()> {
 
 /// Binds, wires and starts everything. When it returns, the agent works, or is about to: `/readyz` tells. An error
 /// leaves the machine as it was.
-pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<Running> {
+pub async fn start(settings: Settings, keeper: Option<Store>) -> anyhow::Result<Running> {
+    begin(settings, keeper, None).await
+}
+
+async fn begin(
+    settings: Settings,
+    mut keeper: Option<Store>,
+    hardening: Option<HardeningReport>,
+) -> anyhow::Result<Running> {
     if let Some(last) = keeper.as_ref().and_then(Store::last) {
         warn!("the agent's last process {last}; this one goes on where it stood");
     }
@@ -182,6 +193,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
         counters,
         holding,
         hold_fault,
+        hardening,
         datagrams,
         source: status_rx,
         rules: rules_rx,

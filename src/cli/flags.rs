@@ -119,6 +119,9 @@ pub struct SettingsArgs {
     dns_upstream: Option<String>,
     #[command(flatten)]
     admin: AdminArgs,
+    /// Whether rights that are not needed are given up at the start: auto or off [default: auto]
+    #[arg(long, value_name = "MODE", env = "EDGESPLICE_HARDENING", hide_env_values = true)]
+    hardening: Option<String>,
     /// How long running connections may go on after SIGTERM [default: 30s]
     #[arg(long, value_name = "D", env = "EDGESPLICE_DRAIN_TIMEOUT", hide_env_values = true)]
     drain_timeout: Option<String>,
@@ -154,6 +157,7 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("cluster_domain", keys::DNS_DOMAIN),
     ("dns_upstream", keys::DNS_UPSTREAMS),
     ("admin", keys::ADMIN_LISTEN),
+    ("hardening", keys::HARDENING_MODE),
     ("drain_timeout", keys::DRAIN_TIMEOUT),
     ("keep_rules", keys::KEEP_RULES),
     ("log_level", keys::LOG_LEVEL),

@@ -45,5 +45,6 @@ pub const DNS_DOMAIN: &str = "dns.domain";
 pub const DNS_UPSTREAMS: &str = "dns.upstreams";
 pub const DNS_UPSTREAM_FROM: &str = "dns.upstreamFrom";
 pub const ADMIN_LISTEN: &str = "admin.listen";
+pub const HARDENING_MODE: &str = "hardening.mode";
 pub const LOG_LEVEL: &str = "log.level";
 pub const LOG_FORMAT: &str = "log.format";

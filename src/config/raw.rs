@@ -71,6 +71,7 @@ pub(super) struct RawConfig {
     pub(super) backends: Option<Backends>,
     pub(super) dns: Option<Dns>,
     pub(super) admin: Option<Admin>,
+    pub(super) hardening: Option<Hardening>,
     pub(super) log: Option<Log>,
 }
 
@@ -181,6 +182,12 @@ pub(super) struct Admin {
 
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Hardening {
+    pub(super) mode: One,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Log {
     pub(super) level: One,
     pub(super) format: One,
@@ -256,6 +263,7 @@ impl RawConfig {
         one(keys::DNS_DOMAIN, dns.domain);
         one(keys::DNS_UPSTREAM_FROM, dns.upstream_from);
         one(keys::ADMIN_LISTEN, self.admin.unwrap_or_default().listen);
+        one(keys::HARDENING_MODE, self.hardening.unwrap_or_default().mode);
         one(keys::LOG_LEVEL, log.level);
         one(keys::LOG_FORMAT, log.format);
         map

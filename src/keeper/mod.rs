@@ -8,7 +8,7 @@
 //!
 //! What lives here: starting and watching the worker, the protocol between the two, and the policy of restarts, which
 //! is pure. What does not: anything that can fail in interesting ways. The keeper parses no configuration, opens no
-//! file and talks to nobody but its worker.
+//! file and talks to nobody but its worker; what that one has given up (`confine`), it gives up too when told.
 
 mod policy;
 mod store;
@@ -28,6 +28,7 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::confine::{Rights, confine_like};
 use policy::{Ended, Next, Policy};
 pub use store::Store;
 
@@ -124,6 +125,8 @@ struct Keeper {
     policy: Policy,
     /// What became of the last worker, for the next one to tell: the keeper does not know how to log.
     last: String,
+    /// It has given up what the worker has given up.
+    is_confined: bool,
 }
 
 impl Keeper {
@@ -135,13 +138,19 @@ impl Keeper {
         mask.thread_block().context("cannot hold signals back")?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot read signals")?;
-        Ok(Self { signals, held: store::Held::default(), policy: Policy::default(), last: String::new() })
+        Ok(Self {
+            signals,
+            held: store::Held::default(),
+            policy: Policy::default(),
+            last: String::new(),
+            is_confined: false,
+        })
     }
 
     /// Starts a worker and watches it to its end.
     fn watch(&mut self) -> io::Result<Ended> {
         let (ours, theirs) = store::pair()?;
-        self.held.hand_over(&ours, &self.last)?;
+        self.held.hand_over(&ours, &self.last, self.is_confined)?;
         let worker = spawn(theirs)?;
         let ended = self.follow(worker, &ours);
         if ended.is_err() {
@@ -159,6 +168,11 @@ impl Keeper {
             loop {
                 match store::hear(ours)? {
                     store::Heard::Keep(name, sockets) => self.held.keep(name, sockets),
+                    store::Heard::Confine(rights) if !self.is_confined => {
+                        confine_like(Rights::from_bits(rights));
+                        self.is_confined = true;
+                    }
+                    store::Heard::Confine(_) => {}
                     store::Heard::Ready => self.policy.ready(Instant::now()),
                     store::Heard::Nothing => break,
                     store::Heard::End => {

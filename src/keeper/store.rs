@@ -26,6 +26,8 @@ pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
 pub(super) enum Heard {
     /// Keep these descriptors, in place of those of that name.
     Keep(String, Vec<OwnedFd>),
+    /// The worker has confined itself to these rights, as `/proc/PID/status` writes them.
+    Confine(u64),
     /// The agent does its work.
     Ready,
     /// No word for now.
@@ -45,6 +47,11 @@ pub(super) fn hear(socket: &OwnedFd) -> io::Result<Heard> {
         };
         match text.split_once(' ') {
             Some(("keep", name)) => return Ok(Heard::Keep(name.to_owned(), sockets)),
+            Some(("confine", rights)) => {
+                if let Ok(rights) = u64::from_str_radix(rights, 16) {
+                    return Ok(Heard::Confine(rights));
+                }
+            }
             None if text == "ready" => return Ok(Heard::Ready),
             // Nothing that a worker of this version says.
             _ => {}
@@ -61,8 +68,12 @@ impl Held {
         self.0.insert(name, sockets);
     }
 
-    /// Puts everything into the socket, for a worker that need not live yet; `last` is what became of the one before.
-    pub(super) fn hand_over(&self, socket: &OwnedFd, last: &str) -> io::Result<()> {
+    /// Puts everything into the socket, for a worker that need not live yet; `last` is what became of the one before, and
+    /// `confined` whether it inherits the keeper's filter of system calls.
+    pub(super) fn hand_over(&self, socket: &OwnedFd, last: &str, confined: bool) -> io::Result<()> {
+        if confined {
+            send::<OwnedFd>(socket, "confined", &[])?;
+        }
         for (name, sockets) in &self.0 {
             send(socket, &format!("held {name}"), sockets)?;
         }
@@ -76,19 +87,24 @@ pub struct Store {
     socket: OwnedFd,
     held: BTreeMap<String, Vec<OwnedFd>>,
     last: String,
+    confined: bool,
 }
 
 impl Store {
     /// Reads what an earlier worker has left with the keeper.
     pub(super) fn open(socket: OwnedFd) -> io::Result<Self> {
         let mut held = BTreeMap::new();
+        let mut confined = false;
         loop {
             // The end of the stream: the keeper has gone.
             let (text, sockets) =
                 receive(&socket, RecvFlags::empty())?.ok_or(io::ErrorKind::UnexpectedEof)?;
             match text.split_once(' ') {
                 Some(("held", name)) => drop(held.insert(name.to_owned(), sockets)),
-                Some(("last", last)) => return Ok(Self { socket, held, last: last.to_owned() }),
+                Some(("last", last)) => {
+                    return Ok(Self { socket, held, last: last.to_owned(), confined });
+                }
+                None if text == "confined" => confined = true,
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             }
         }
@@ -97,6 +113,17 @@ impl Store {
     /// What became of the worker before, in words; `None` for the first one.
     pub fn last(&self) -> Option<&str> {
         Some(&*self.last).filter(|last| !last.is_empty())
+    }
+
+    /// Whether the keeper has confined itself, so that this process was born with its filter of system calls.
+    pub fn is_confined(&self) -> bool {
+        self.confined
+    }
+
+    /// Has the keeper confine itself as this process has, and with it every later worker. `rights` as
+    /// `/proc/PID/status` writes them.
+    pub fn confine(&self, rights: u64) -> io::Result<()> {
+        send::<OwnedFd>(&self.socket, &format!("confine {rights:x}"), &[])
     }
 
     /// Takes what was left under `name`, in the order in which it was left; nothing if there is none.
@@ -168,15 +195,18 @@ mod tests {
         let mut held = Held::default();
         let address = {
             let (keeper, worker) = pair().unwrap();
-            held.hand_over(&keeper, "").unwrap();
+            held.hand_over(&keeper, "", false).unwrap();
             let mut store = Store::open(worker).unwrap();
             assert!(store.take("tcp").is_empty());
             assert_eq!(store.last(), None);
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             store.keep("tcp", &[&listener]).unwrap();
+            store.confine(0x3400).unwrap();
             store.ready().unwrap();
             let Heard::Keep(name, sockets) = hear(&keeper).unwrap() else { panic!("nothing kept") };
             held.keep(name, sockets);
+            assert!(!store.is_confined());
+            assert!(matches!(hear(&keeper).unwrap(), Heard::Confine(0x3400)));
             assert!(matches!(hear(&keeper).unwrap(), Heard::Ready));
             assert!(matches!(hear(&keeper).unwrap(), Heard::Nothing));
             listener.local_addr().unwrap()
@@ -186,9 +216,10 @@ mod tests {
         client.write_all(b"x").unwrap();
 
         let (keeper, worker) = pair().unwrap();
-        held.hand_over(&keeper, "was killed by signal 9").unwrap();
+        held.hand_over(&keeper, "was killed by signal 9", true).unwrap();
         let mut store = Store::open(worker).unwrap();
         assert_eq!(store.last(), Some("was killed by signal 9"));
+        assert!(store.is_confined());
         let mut sockets = store.take("tcp");
         let listener = TcpListener::from(sockets.pop().unwrap());
         assert!(sockets.is_empty());

@@ -37,6 +37,8 @@ use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::meter::Tally;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use http::{read_beginning, read_requests};
 pub use knock::{Knock, Reply};
 
 use dial::{DialLimits, TcpDialer};

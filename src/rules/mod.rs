@@ -33,6 +33,14 @@ pub mod run;
 pub mod scratch;
 mod ways;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod hostile;
+
+/// The file that iptables locks while it changes legacy rules.
+pub fn lock_file() -> std::path::PathBuf {
+    probe::lock::path()
+}
+
 pub use detect::StartError;
 pub use leftovers::{leftovers, remove_leftovers};
 pub use machine::Machine;

@@ -1,6 +1,6 @@
 //! What on this machine would stop the rules from working, or make them work wrongly. Changes nothing.
 
-mod lock;
+pub(super) mod lock;
 mod networks;
 mod standing;
 

@@ -246,3 +246,25 @@ async fn rules(link: &Netlink, family: Family) -> Result<Option<Vec<RuleMessage>
         Err(error) => Err(error),
     }
 }
+
+/// Reads the kernel's answers, for tests with hostile ones.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_bytes(bytes: &[u8]) {
+    use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+    use rtnetlink::packet_route::RouteNetlinkMessage;
+
+    let Ok(read) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else { return };
+    let NetlinkPayload::InnerMessage(inner) = read.payload else { return };
+    for family in Family::ALL {
+        match &inner {
+            RouteNetlinkMessage::NewRoute(route) => {
+                let _ = (is_own(route), message::destination(route), message::own_route(route, family));
+                let _ = Foreign::of(route).map(|foreign| foreign.to_string());
+            }
+            RouteNetlinkMessage::NewRule(rule) => {
+                let _ = (is_ours(rule), message::own_rule(rule, family));
+            }
+            _ => {}
+        }
+    }
+}

@@ -133,5 +133,13 @@ pub fn load(path: &Path) -> Result<Loaded, Fault> {
     Ok(Loaded { objects, warnings, fingerprint: hasher.finish(), stamps })
 }
 
+/// Reads the text of a file, for tests with hostile ones; `None` if it is refused.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_text(text: &str, json: bool) -> Option<Vec<Object>> {
+    let found =
+        documents::read(text, json).map_err(|fault| assert!(fault.line > 0 && fault.document > 0)).ok()?;
+    Some(found.objects.into_iter().map(|(_, object)| object).collect())
+}
+
 #[cfg(test)]
 mod tests;

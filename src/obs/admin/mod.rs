@@ -350,5 +350,18 @@ fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -
     response
 }
 
+/// Reads the head of a request, for tests with hostile ones: what is admitted names this machine.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_head(host: &[u8], query: &str) {
+    if let Ok(target) = target(Some(query)) {
+        assert!(target.len() <= query.len());
+    }
+    let Ok(value) = HeaderValue::from_bytes(host) else { return };
+    let Ok(request) = Request::get("/").header(header::HOST, value).body(()) else { return };
+    if guard::admit(&request, true).is_ok() {
+        assert!(!String::from_utf8_lossy(host).contains('@'));
+    }
+}
+
 #[cfg(test)]
 mod tests;

@@ -46,6 +46,11 @@ use sniff::Speaks;
 use visitor::Visitor;
 use wire::Wire;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use sniff::read_bytes as read_beginning;
+#[cfg(any(test, fuzzing))]
+pub(crate) use strict::read_bytes as read_requests;
+
 /// How long a client may be silent until it is taken for one that waits for its server to speak first.
 const PATIENCE: Duration = Duration::from_millis(300);
 /// Bytes read to tell what a client speaks.

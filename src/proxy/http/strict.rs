@@ -304,5 +304,29 @@ fn is_token(b: u8) -> bool {
     b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b)
 }
 
+/// Reads what a client may send, for tests with hostile ones: however it is cut, it is judged alike, and what is kept of
+/// it is bounded.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_bytes(bytes: &[u8]) {
+    let mut whole = Strict::default();
+    let judged = whole.feed(bytes);
+    for step in [1, 7] {
+        let mut cut = Strict::default();
+        let mut at = 0;
+        let piecemeal = bytes.chunks(step).try_for_each(|piece| {
+            let fed = cut.feed(piece).map_err(|(before, fault)| (at + before, fault));
+            at += piece.len();
+            assert!(cut.line.len() <= MAX_HEAD);
+            fed
+        });
+        match (&judged, &piecemeal) {
+            (Ok(()), Ok(())) => assert_eq!(format!("{whole:?}"), format!("{cut:?}")),
+            // Where the line at fault came in pieces, the place is that of its last piece.
+            (Err((line, fault)), Err((piece, other))) => assert!(fault == other && line <= piece),
+            _ => panic!("{judged:?} in one piece, and {piecemeal:?} in pieces of {step}"),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests;
