@@ -6,6 +6,7 @@
     reason = "each function takes the bytes that its target is named after, and panics on a fault"
 )]
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::path::Path;
 
@@ -56,7 +57,7 @@ pub fn manifests(bytes: &[u8]) {
 fn serve(objects: Vec<Object>) {
     let local = |addresses: &[IpAddr]| {
         let mut local = Local::new("edge-a");
-        local.own_addresses = addresses.iter().copied().collect();
+        local.own_addresses = addresses.to_vec();
         local
     };
     let mut store = Store::new(local(&[]));
@@ -70,7 +71,7 @@ fn serve(objects: Vec<Object>) {
         let known = Known {
             snapshot: &snapshot,
             ranges: &[],
-            names: &Default::default(),
+            names: &BTreeSet::default(),
             domain: "cluster.local",
             live: &|_, _| None,
         };
@@ -190,7 +191,9 @@ mod tests {
         for (name, target) in TARGETS {
             let files = files(name);
             assert!(!files.is_empty(), "no seeds for {name}");
-            files.iter().for_each(|bytes| target(bytes));
+            for bytes in &files {
+                target(bytes);
+            }
         }
     }
 
@@ -233,7 +236,6 @@ mod tests {
     macro_rules! properties {
         ($($name:ident)*) => {
             $(proptest! {
-                #![proptest_config(ProptestConfig::with_cases(128))]
                 #[test]
                 fn $name(changed in mutated(stringify!($name)), any in proptest::collection::vec(any::<u8>(), 0..300)) {
                     super::$name(&changed);

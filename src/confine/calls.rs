@@ -68,7 +68,6 @@ const FORBIDDEN: &[libc::c_long] = &[
     libc::SYS_sethostname,
     libc::SYS_setdomainname,
     libc::SYS_move_pages,
-    libc::SYS_migrate_pages,
 ];
 /// More of them, which stand on this architecture alone.
 #[cfg(target_arch = "x86_64")]
@@ -119,26 +118,31 @@ pub(super) fn forbid() -> Result<usize, String> {
     Ok(count())
 }
 
+#[allow(clippy::useless_conversion, reason = "32-bit systems have it in 32 bits")]
+fn number(call: libc::c_long) -> i64 {
+    i64::from(call)
+}
+
 fn programs(arch: TargetArch) -> Result<[BpfProgram; 2], seccompiler::BackendError> {
     let mut rules: BTreeMap<i64, Vec<SeccompRule>> =
-        FORBIDDEN.iter().chain(MORE).map(|call| (i64::from(*call), Vec::new())).collect();
+        FORBIDDEN.iter().chain(MORE).map(|call| (number(*call), Vec::new())).collect();
     let dword = |index, op, value| SeccompCondition::new(index, SeccompCmpArgLen::Dword, op, value);
     let wide = |flag: libc::c_int| u64::from(flag.cast_unsigned());
     let clone = NAMESPACES
         .map(wide)
         .map(|flag| SeccompRule::new(vec![dword(0, SeccompCmpOp::MaskedEq(flag), flag)?]));
-    rules.insert(libc::SYS_clone.into(), clone.into_iter().collect::<Result<_, _>>()?);
+    rules.insert(number(libc::SYS_clone), clone.into_iter().collect::<Result<_, _>>()?);
     let strange = FAMILIES.map(wide).map(|family| dword(0, SeccompCmpOp::Ne, family));
     let strange = SeccompRule::new(strange.into_iter().collect::<Result<_, _>>()?)?;
-    rules.insert(libc::SYS_socket.into(), vec![strange]);
+    rules.insert(number(libc::SYS_socket), vec![strange]);
     let typed = TERMINAL.map(|request| SeccompRule::new(vec![dword(1, SeccompCmpOp::Eq, request)?]));
-    rules.insert(libc::SYS_ioctl.into(), typed.into_iter().collect::<Result<_, _>>()?);
+    rules.insert(number(libc::SYS_ioctl), typed.into_iter().collect::<Result<_, _>>()?);
     let errno = |number: libc::c_int| SeccompAction::Errno(number.cast_unsigned());
     let filter = |rules, action| SeccompFilter::new(rules, SeccompAction::Allow, action, arch);
     let mut forbidden: BpfProgram = filter(rules, errno(libc::EPERM))?.try_into()?;
     forbid_second_numbers(&mut forbidden);
     // Its flags are in memory, where a filter cannot look. Whoever hears that it does not exist takes `clone`.
-    let unseen = BTreeMap::from([(libc::SYS_clone3.into(), Vec::new())]);
+    let unseen = BTreeMap::from([(number(libc::SYS_clone3), Vec::new())]);
     Ok([forbidden, filter(unseen, errno(libc::ENOSYS))?.try_into()?])
 }
 
