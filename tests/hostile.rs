@@ -51,7 +51,9 @@ fn services() -> (Vec<Value>, Vec<(String, &'static str)>) {
             };
             let service = format!("s{number}-{kind}");
             all.push(objects::service(&service, &[&ip], &[(name, 80, port, protocol)]));
-            all.push(objects::slice(&service, &[(name, port, protocol)], &[endpoint]));
+            let mut slice = objects::slice(&service, &[(name, port, protocol)], &[endpoint]);
+            slice["addressType"] = json!(if v6 { "IPv6" } else { "IPv4" });
+            all.push(slice);
             frontends.push((if v6 { format!("[{ip}]:80") } else { format!("{ip}:80") }, protocol));
         }
     }
@@ -129,8 +131,8 @@ fn two_agents_do_not_pass_a_client_to_and_fro() {
         let slice = objects::slice("web", &[("tcp-0", 30_080, "TCP")], &[address(other)]);
         objects::list([service, slice, node("a"), node("b")])
     };
-    let first = Agent::on(&a).args(&["--node-name", "a"]).manifest("web.json", &objects("b")).start();
-    let second = Agent::on(&b).args(&["--node-name", "b"]).manifest("web.json", &objects("a")).start();
+    let first = Agent::on(&a).manifest("web.json", &objects("b")).start();
+    let second = Agent::on(&b).manifest("web.json", &objects("a")).start();
     for (client, to) in [(&a, "10.96.0.50:80"), (&b, "10.96.0.50:80"), (&a, "192.168.77.2:30080")] {
         assert_eq!(client.connect_within(to, PATIENCE).map(drop), Err(Errno::ECONNREFUSED), "{to}");
     }

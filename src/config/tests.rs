@@ -52,7 +52,7 @@ fn what_is_printed_reads_back_as_the_same() {
          \x20 maxConnections: 10, keepRules: true}}\n\
          backends: {{podNetwork: none}}\n\
          dns: {{mode: 'off', listen: ['[fd01::1]:53'], domain: Cluster.Example., upstreams: [10.0.0.2, 'fd01::2'], upstreamFrom: kube-dns}}\n\
-         admin: {{listen: '0.0.0.0:9'}}\nlog: {{level: 'info,edgesplice=debug', format: json}}\n",
+         admin: {{listen: '0.0.0.0:9'}}\nhardening: {{mode: off}}\nlog: {{level: 'info,edgesplice=debug', format: json}}\n",
         path.display()
     );
     for settings in [read(&text).unwrap(), inputs().resolve(None).unwrap()] {
@@ -132,6 +132,8 @@ fn the_printed_file_shows_every_key() {
           upstreamFrom: node
         admin:
           listen: 127.0.0.1:10265
+        hardening:
+          mode: auto
         log:
           level: info
           format: text

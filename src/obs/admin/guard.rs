@@ -61,6 +61,11 @@ fn is_authority(host: &str) -> bool {
 fn is_own_host(host: &str) -> bool {
     let Ok(authority) = host.parse::<hyper::http::uri::Authority>() else { return false };
     let name = authority.host();
+    // `[::1].example` is none, whatever is taken for its host.
+    let behind = authority.as_str().strip_prefix(name).unwrap_or(host);
+    if !behind.strip_prefix(':').unwrap_or(behind).bytes().all(|b| b.is_ascii_digit()) {
+        return false;
+    }
     let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
     bare.parse::<IpAddr>().is_ok() || !name.trim_end_matches('.').contains('.')
 }
