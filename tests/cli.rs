@@ -80,6 +80,7 @@ fn help_and_version_are_no_errors() {
         "--coexist-with-kube-proxy",
         "--service-proxy-name",
         "--remove-stale",
+        "--hardening",
         "EDGESPLICE_PROXY_PORT",
     ] {
         assert!(help.contains(flag), "run --help lacks {flag}");
