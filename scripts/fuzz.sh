@@ -23,7 +23,7 @@ command -v c++ >/dev/null 2>&1 || { echo "fuzz: a C++ compiler is missing: apt-g
 fuzz() { "$tools/bin/cargo-fuzz" "$1" --sanitizer none --debug-assertions "${@:2}"; }
 
 targets=("$@")
-[ $# -gt 0 ] || mapfile -t targets < <(fuzz list 2>/dev/null || "$tools/bin/cargo-fuzz" list)
+[ $# -gt 0 ] || mapfile -t targets < <("$tools/bin/cargo-fuzz" list)
 fuzz build
 for target in "${targets[@]}"; do
     printf '\n== %s, %s s\n' "$target" "$seconds"
