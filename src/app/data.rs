@@ -21,7 +21,7 @@ use crate::proxy::{Proxy, Shard};
 const MOST_WORKERS: usize = 2;
 /// Longest wait of clients that queued while no worker lived for the first snapshot: without a disk cache it may take
 /// for ever, and they are better told.
-const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
+pub(super) const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
 /// How often a thread shows that it moves.
 const BEAT: Duration = Duration::from_secs(1);
 /// How old the last beat may be before a thread counts as stuck.

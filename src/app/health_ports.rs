@@ -11,6 +11,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use crate::model::Snapshot;
+use crate::net::shelf::{Shelf, Use};
 use crate::obs::health_port::{self, ServiceHealth, ServiceName};
 
 use super::control::Shared;
@@ -23,14 +24,15 @@ const BACKLOG: i32 = 64;
 pub(super) struct HealthPorts {
     shared: Arc<Shared>,
     pulse: Pulse,
+    shelf: Arc<Shelf>,
     open: BTreeMap<SocketAddr, DropGuard>,
     /// Those that could not be opened, with the reason.
     failed: BTreeMap<SocketAddr, String>,
 }
 
 impl HealthPorts {
-    pub(super) fn new(shared: Arc<Shared>, pulse: Pulse) -> Self {
-        Self { shared, pulse, open: BTreeMap::new(), failed: BTreeMap::new() }
+    pub(super) fn new(shared: Arc<Shared>, pulse: Pulse, shelf: Arc<Shelf>) -> Self {
+        Self { shared, pulse, shelf, open: BTreeMap::new(), failed: BTreeMap::new() }
     }
 
     /// Opens and closes what `snapshot` changes. What a port answers is read from the snapshot in force.
@@ -41,7 +43,9 @@ impl HealthPorts {
             addresses.iter().map(move |ip| SocketAddr::new(*ip, port))
         };
         let wanted: BTreeSet<SocketAddr> = snapshot.health_checks.keys().flat_map(at).collect();
-        self.open.retain(|addr, _| wanted.contains(addr));
+        for (addr, _stop) in self.open.extract_if(.., |addr, _| !wanted.contains(addr)) {
+            self.shelf.close(Use::Health, addr);
+        }
         self.failed.retain(|addr, _| wanted.contains(addr));
         for addr in wanted {
             if !self.open.contains_key(&addr) && !self.failed.contains_key(&addr) {
@@ -63,7 +67,8 @@ impl HealthPorts {
     }
 
     fn open(&mut self, addr: SocketAddr) {
-        let listener = match listen(addr) {
+        let listener = self.shelf.open(Use::Health, addr, || listen(addr)).and_then(TcpListener::from_std);
+        let listener = match listener {
             Ok(listener) => listener,
             Err(error) => {
                 let text =
@@ -104,10 +109,10 @@ impl HealthPorts {
     }
 }
 
-fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+fn listen(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }

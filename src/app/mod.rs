@@ -13,6 +13,7 @@ mod health;
 mod health_ports;
 mod hold;
 mod instance;
+mod kept;
 mod names;
 mod neighbours;
 mod notices;
@@ -40,7 +41,7 @@ use crate::net::sock;
 use crate::obs::admin::AdminServer;
 use crate::obs::api::RulesReport;
 use crate::proxy::udp::UdpPlane;
-use crate::proxy::{Guard, Proxy, probe};
+use crate::proxy::{Guard, probe};
 use crate::rules::apply::HostTools;
 use crate::rules::{self, Reconciler};
 use crate::source::Sink;
@@ -53,17 +54,14 @@ pub use offline::{check_manifests, render_rules, resolve_offline};
 use control::{Answering, Control, Shared};
 use data::DataPlane;
 use figures::Meters;
-use health::Prober;
+use health::{Prober, Room};
 use health_ports::HealthPorts;
 use instance::InstanceLock;
+use kept::Kept;
 use report::Reporter;
 
 /// Updates that may wait for the control task; a source that is faster waits.
 const UPDATE_QUEUE: usize = 1024;
-/// The name under which the acceptor's sockets outlive this process.
-const ACCEPTOR: &str = "acceptor";
-/// How often readiness is looked at until it is there, for the keeper.
-const READY_LOOK: Duration = Duration::from_millis(50);
 /// Longest wait for the tasks of the control thread to end.
 const CONTROL_STOP: Duration = Duration::from_secs(5);
 
@@ -123,10 +121,8 @@ pub fn withdraw_leftovers(settings: &Settings) -> anyhow::Result<()> {
 
 /// Binds, wires and starts everything. When it returns, the agent works, or is about to: `/readyz` tells. An error
 /// leaves the machine as it was.
-pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Result<Running> {
-    if let Some(last) = keeper.as_ref().and_then(Store::last) {
-        warn!("the agent's last process {last}; this one goes on where it stood");
-    }
+pub async fn start(settings: Settings, keeper: Option<Store>) -> anyhow::Result<Running> {
+    let mut kept = Kept::new(keeper);
     let settings = Arc::new(settings);
     // Everything that can be wrong with what the user gave comes first: nothing has been touched yet.
     refuse_impossible(&settings.state_dir)?;
@@ -141,7 +137,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let admin = AdminServer::bind(settings.admin.listen)?;
     let admin_addr = admin.local_addr();
     let own_mark = settings.intercept.own_mark;
-    let (proxy, is_adopted) = acceptor(&settings, keeper.as_mut())?;
+    let (proxy, is_adopted) = kept.acceptor(&settings)?;
     let proxy_port = proxy.port();
 
     let upstreams = Arc::new(Upstreams::new());
@@ -164,17 +160,20 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let (holding, hold_fault) = (held.counters(), held.fault.clone());
     let proxy = held.equip(proxy, &shared, rules_rx.clone());
     let data = DataPlane::start(proxy, &upstreams, &drain, is_adopted)?;
-    let health = HealthPorts::new(Arc::clone(&shared), data.pulse());
+    let health = HealthPorts::new(Arc::clone(&shared), data.pulse(), kept.shelf());
     let udp = UdpPlane::new(data.runtimes().to_vec(), Arc::clone(&upstreams), guard, own_mark)
-        .context("cannot read the limit of open descriptors")?;
+        .context("cannot read the limit of open descriptors")?
+        .with_shelf(kept.shelf());
     let datagrams = udp.counters();
-    let dns = names::start(&settings, &shared, data.runtimes()).await?;
+    let dns = names::start(&settings, &shared, data.runtimes(), &kept).await?;
     let answering = Answering { udp, dns, health };
     let control =
         Control::new(&settings, Arc::clone(&shared), Arc::clone(&upstreams), answering, wanted_tx).await;
     let refusing = Arc::clone(&upstreams);
-    let prober = Prober::new(&shared, &upstreams, data.pulse(), knock, drain.stop().clone());
-    let meters = Meters { max_connections, pipes, rules_times: reconciler.times(), runtimes: data.named() };
+    let room = Room { counters: Arc::clone(&counters), most: max_connections };
+    let prober = Prober::new(&shared, &upstreams, data.pulse(), knock, room, drain.stop().clone());
+    let (rules_times, runtimes, restarts) = (reconciler.times(), data.named(), kept.restarts());
+    let meters = Meters { max_connections, pipes, rules_times, runtimes, restarts };
     let reporter = Arc::new(Reporter {
         settings: Arc::clone(&settings),
         shared,
@@ -202,9 +201,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let rules = tokio::spawn(rules::run(reconciler, wanted_rx, rules_tx, stop.clone()));
     tasks.spawn(warnings.follow(Arc::clone(&settings), backend, stop.clone()));
     tasks.spawn(supervisor::run(Arc::clone(&reporter), drain.stop().clone(), stop.clone()));
-    if let Some(keeper) = keeper {
-        tasks.spawn(kept(keeper, Arc::clone(&reporter), drain.stop().clone()));
-    }
+    kept.start(Arc::clone(&reporter), drain.stop().clone(), &tasks)?;
     let admin = admin::start(admin, reporter, stop.clone())?;
     info!(node = settings.node_name, proxy_port, admin = %admin_addr, "started");
     Ok(Running {
@@ -219,40 +216,6 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
         rules,
         _lock: lock,
     })
-}
-
-/// The acceptor on the sockets that the keeper holds, or on new ones for it to hold; and whether they were held.
-fn acceptor(settings: &Settings, mut keeper: Option<&mut Store>) -> anyhow::Result<(Proxy, bool)> {
-    let (threads, own_mark) = (data::threads(&settings.proxy), settings.intercept.own_mark);
-    let held = keeper.as_mut().map(|keeper| keeper.take(ACCEPTOR)).unwrap_or_default();
-    let adopted = Proxy::adopt(held, &settings.proxy, own_mark, threads)?;
-    let is_adopted = adopted.is_some();
-    let proxy = match adopted {
-        Some(proxy) => proxy,
-        None => Proxy::bind_sharded(&settings.proxy, own_mark, threads)?,
-    };
-    if let Some(Err(error)) = keeper.map(|keeper| keeper.keep(ACCEPTOR, proxy.sockets())) {
-        warn!(%error, "the acceptor's sockets will not outlive this process");
-    }
-    Ok((proxy, is_adopted))
-}
-
-/// Tells the keeper once the agent does its work, and lets go of the sockets when it is to end.
-async fn kept(keeper: Store, reporter: Arc<Reporter>, stopping: CancellationToken) {
-    let ready = async {
-        while !reporter.conditions().iter().all(|condition| condition.ok) {
-            tokio::time::sleep(READY_LOOK).await;
-        }
-        if let Err(error) = keeper.ready() {
-            warn!(%error, "the keeper cannot be told that the agent is ready");
-        }
-        std::future::pending::<()>().await;
-    };
-    tokio::select! {
-        () = ready => {}
-        // From now on clients are to be refused, not left to queue.
-        () = stopping.cancelled() => drop(keeper.keep::<std::net::TcpListener>(ACCEPTOR, &[])),
-    }
 }
 
 impl Running {

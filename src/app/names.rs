@@ -16,6 +16,7 @@ use crate::net::link;
 use crate::proxy::{Handler, Takeover};
 
 use super::control::Shared;
+use super::kept::Kept;
 
 /// Starts the DNS server, unless it is switched off. An address where it cannot listen is no reason not to serve:
 /// the cluster's own DNS addresses are answered all the same.
@@ -23,6 +24,7 @@ pub(super) async fn start(
     settings: &Settings,
     shared: &Arc<Shared>,
     runtimes: &[Handle],
+    kept: &Kept,
 ) -> anyhow::Result<Option<Dns>> {
     if settings.dns.mode == DnsMode::Off {
         return Ok(None);
@@ -39,7 +41,8 @@ pub(super) async fn start(
     };
     // Questions are few; one thread answers them, the last, where fewer UDP services are.
     let runtime = runtimes.last().cloned().unwrap_or_else(Handle::current);
-    let dns = Dns::new(&settings.dns, runtime, current, own, live, settings.intercept.own_mark)?;
+    let dns = Dns::new(&settings.dns, runtime, current, own, live, settings.intercept.own_mark)?
+        .with_shelf(kept.shelf(), kept.begin());
     let mut listening = BTreeSet::new();
     let mut faults = Vec::new();
     for addr in &settings.dns.listen {

@@ -31,6 +31,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::DnsSettings;
 use crate::model::{Frontend, Snapshot};
+use crate::net::shelf::{Shelf, Use};
 use crate::net::sock;
 use crate::obs::meter::{Histogram, Tally};
 
@@ -74,6 +75,9 @@ pub struct Dns {
     resolver: Arc<Resolver>,
     runtime: Handle,
     own_mark: u32,
+    shelf: Arc<Shelf>,
+    /// Cancelled once questions may be answered.
+    begin: CancellationToken,
     frontends: HashMap<Frontend, CancellationToken>,
 }
 
@@ -108,7 +112,24 @@ impl Dns {
             limit: Mutex::default(),
             counters: DnsCounters::default(),
         };
-        Ok(Self { resolver: Arc::new(resolver), runtime, own_mark, frontends: HashMap::new() })
+        let begin = CancellationToken::new();
+        begin.cancel();
+        Ok(Self {
+            resolver: Arc::new(resolver),
+            runtime,
+            own_mark,
+            shelf: Arc::default(),
+            begin,
+            frontends: HashMap::new(),
+        })
+    }
+
+    /// Opens sockets on `sockets`, so that they may outlive this process, and answers nothing on own addresses before
+    /// `begin` is cancelled: questions may be waiting there already that cannot be answered before there is a snapshot.
+    #[must_use]
+    pub fn with_shelf(mut self, sockets: Arc<Shelf>, begin: CancellationToken) -> Self {
+        (self.shelf, self.begin) = (sockets, begin);
+        self
     }
 
     /// What answers, for streams that come in elsewhere, and for its numbers.
@@ -120,12 +141,21 @@ impl Dns {
     pub fn listen(&self, addr: SocketAddr) -> anyhow::Result<()> {
         let hint =
             || format!("cannot answer DNS on {addr}; give another address with --dns-listen, or --dns off");
-        let udp = sock::udp_listen(addr).with_context(hint)?;
-        let tcp = sock::tcp_listen(addr).with_context(hint)?;
+        let udp = self.shelf.open(Use::Names, addr, || sock::udp_listen(addr)).with_context(hint)?;
+        let tcp = self.shelf.open(Use::NameStreams, addr, || sock::tcp_listen(addr)).with_context(hint)?;
         let _context = self.runtime.enter();
         let (udp, tcp) = (serve::udp(udp)?, serve::tcp(tcp)?);
-        self.runtime.spawn(serve::datagrams(udp, self.resolver(), CancellationToken::new()));
-        self.runtime.spawn(serve::accept(tcp, self.resolver()));
+        let answering = serve::datagrams(udp, self.resolver(), CancellationToken::new());
+        let accepting = serve::accept(tcp, self.resolver());
+        let (begin, begin_too) = (self.begin.clone(), self.begin.clone());
+        self.runtime.spawn(async move {
+            begin.cancelled().await;
+            answering.await;
+        });
+        self.runtime.spawn(async move {
+            begin_too.cancelled().await;
+            accepting.await;
+        });
         Ok(())
     }
 
@@ -136,7 +166,7 @@ impl Dns {
         }
         let closed = CancellationToken::new();
         if frontend.protocol == crate::model::Protocol::Udp {
-            let socket = sock::udp_transparent(frontend.addr(), self.own_mark)?;
+            let socket = self.shelf.udp_transparent(frontend.addr(), self.own_mark)?;
             let _context = self.runtime.enter();
             let socket = serve::udp(socket)?;
             self.runtime.spawn(serve::datagrams(socket, self.resolver(), closed.clone()));
@@ -149,6 +179,9 @@ impl Dns {
     pub fn close(&mut self, frontend: &Frontend) {
         if let Some(closed) = self.frontends.remove(frontend) {
             closed.cancel();
+            if frontend.protocol == crate::model::Protocol::Udp {
+                self.shelf.close(Use::Datagrams, frontend.addr());
+            }
         }
     }
 }

@@ -4,14 +4,16 @@
 //! sockets, pass signals on and start the other one again when it dies; that one, the worker, is the agent. While no
 //! worker lives, the kernel goes on completing handshakes on the sockets that the keeper holds, and the next worker
 //! accepts what has queued: a crash refuses nobody. A worker that keeps dying is started ever more slowly, and in the
-//! end the rules are taken away, so that the node is no worse off than without this program.
+//! end the rules are taken away, so that the node is no worse off than without this program. A worker that shows no
+//! sign of moving is ended as if it had died.
 //!
-//! What lives here: starting and watching the worker, the protocol between the two, and the policy of restarts, which
-//! is pure. What does not: anything that can fail in interesting ways. The keeper parses no configuration, opens no
-//! file and talks to nobody but its worker.
+//! What lives here: starting and watching the worker, the protocol between the two, and the policies of watching and
+//! of restarts, which are pure. What does not: anything that can fail in interesting ways. The keeper parses no
+//! configuration, opens no file and talks to nobody but its worker.
 
 mod policy;
 mod store;
+mod watch;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -28,8 +30,12 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::net::sock;
+
 use policy::{Ended, Next, Policy};
-pub use store::Store;
+pub use store::{Restarts, Store};
+pub use watch::BEAT;
+use watch::Watch;
 
 /// Tells a process that the keeper started what it is to do. Its standard input is the socket to the keeper.
 const TASK: &str = "EDGESPLICE_KEEPER_TASK";
@@ -93,7 +99,7 @@ pub fn keep() -> anyhow::Result<ExitCode> {
                 let had_time = match ended {
                     // 64: nothing was touched.
                     Ended::Exited(code) => code == 0 || code == 64,
-                    Ended::Killed(_) => false,
+                    Ended::Killed(_) | Ended::Stuck => false,
                 };
                 if !had_time {
                     withdraw();
@@ -103,8 +109,14 @@ pub fn keep() -> anyhow::Result<ExitCode> {
             Next::Start(pause) => keeper.pause(pause)?,
             Next::Withdraw(pause) => {
                 withdraw();
+                // Nothing leads there any more; who has queued, or asks for a name, is better refused.
+                keeper.held.clear();
                 keeper.pause(pause)?;
             }
+        }
+        match ended {
+            Ended::Stuck => keeper.restarts.stuck += 1,
+            Ended::Exited(_) | Ended::Killed(_) => keeper.restarts.died += 1,
         }
         if keeper.policy.is_stopping() {
             withdraw();
@@ -122,6 +134,7 @@ struct Keeper {
     signals: SignalFd,
     held: store::Held,
     policy: Policy,
+    restarts: Restarts,
     /// What became of the last worker, for the next one to tell: the keeper does not know how to log.
     last: String,
 }
@@ -135,13 +148,18 @@ impl Keeper {
         mask.thread_block().context("cannot hold signals back")?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot read signals")?;
-        Ok(Self { signals, held: store::Held::default(), policy: Policy::default(), last: String::new() })
+        // Room for the sockets of many UDP services; where there is less, fewer are kept.
+        let raised = sock::raise_nofile().map(|(_, now)| now);
+        let descriptors =
+            raised.or_else(|_| sock::nofile()).context("cannot read the limit of descriptors")?;
+        let (held, policy) = (store::Held::new(descriptors), Policy::default());
+        Ok(Self { signals, held, policy, restarts: Restarts::default(), last: String::new() })
     }
 
     /// Starts a worker and watches it to its end.
     fn watch(&mut self) -> io::Result<Ended> {
         let (ours, theirs) = store::pair()?;
-        self.held.hand_over(&ours, &self.last)?;
+        self.held.hand_over(&ours, self.restarts, &self.last)?;
         let worker = spawn(theirs)?;
         let ended = self.follow(worker, &ours);
         if ended.is_err() {
@@ -154,12 +172,19 @@ impl Keeper {
 
     fn follow(&mut self, worker: Pid, ours: &OwnedFd) -> io::Result<Ended> {
         let mut socket = Some(ours);
+        let mut watch = Watch::default();
+        let mut stuck: Option<String> = None;
         loop {
-            self.wait(socket, PollTimeout::NONE)?;
+            let look = if watch.is_on() { PollTimeout::try_from(watch::LOOK).ok() } else { None };
+            self.wait(socket, look.unwrap_or(PollTimeout::NONE))?;
+            let mut why = None;
             loop {
                 match store::hear(ours)? {
                     store::Heard::Keep(name, sockets) => self.held.keep(name, sockets),
                     store::Heard::Ready => self.policy.ready(Instant::now()),
+                    store::Heard::Moves => watch.heard(Instant::now()),
+                    store::Heard::Stuck(part) => why = Some(part),
+                    store::Heard::Ending => watch.rest(),
                     store::Heard::Nothing => break,
                     store::Heard::End => {
                         // Its end as a process is told by a signal.
@@ -168,12 +193,25 @@ impl Keeper {
                     }
                 }
             }
+            if watch.look(Instant::now()) {
+                why = why.or_else(|| Some(format!("no sign of life for {} s", watch::SILENCE.as_secs())));
+            }
+            if let Some(why) = why.filter(|_| watch.is_on()) {
+                let _ = kill(worker, Signal::SIGKILL);
+                watch.rest();
+                stuck = Some(why);
+            }
             self.pass_on(Some(worker))?;
             if let Some(ended) = reap(worker)? {
-                self.last = match ended {
-                    Ended::Exited(code) => format!("ended with {code}"),
-                    Ended::Killed(signal) => format!("was killed by signal {signal}"),
+                let (ended, last) = match (ended, stuck) {
+                    (Ended::Killed(_), Some(why)) => {
+                        (Ended::Stuck, format!("was stuck ({why}) and was ended"))
+                    }
+                    (Ended::Exited(code), _) => (ended, format!("ended with {code}")),
+                    (Ended::Killed(signal), _) => (ended, format!("was killed by signal {signal}")),
+                    (Ended::Stuck, _) => (ended, String::new()),
                 };
+                self.last = last;
                 return Ok(ended);
             }
         }

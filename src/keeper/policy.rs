@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use nix::libc::{SIGINT, SIGTERM};
+use nix::libc::{SIGINT, SIGKILL, SIGTERM};
+
+use super::watch::SILENCE;
 
 /// Pause before the second restart in a row; the first one is at once, and each further one waits twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -12,8 +14,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const PATIENCE: u32 = 6;
 /// Pause between two tries once the rules are gone.
 const WITHOUT_RULES: Duration = Duration::from_secs(10);
-/// A worker that was ready for so long has recovered.
-const RECOVERED: Duration = Duration::from_secs(30);
+/// A worker that was ready for so long has recovered: one that dies every ten seconds serves its node better, with a
+/// start that takes a fraction of one, than no worker for ten.
+const RECOVERED: Duration = Duration::from_secs(10);
 
 /// What the keeper does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub(super) enum Ended {
     Exited(i32),
     /// By that signal.
     Killed(i32),
+    /// By the keeper, because it did not move any more.
+    Stuck,
 }
 
 impl Ended {
@@ -41,6 +46,7 @@ impl Ended {
         let code = match self {
             Self::Exited(code) => code,
             Self::Killed(signal) => 128 + signal,
+            Self::Stuck => 128 + SIGKILL,
         };
         u8::try_from(code).unwrap_or(u8::MAX)
     }
@@ -89,7 +95,9 @@ impl Policy {
         if by_itself || self.stopping {
             return Next::Exit(how.code());
         }
-        let recovered = self.ready_since.take().is_some_and(|since| now.duration_since(since) >= RECOVERED);
+        // One that got stuck has not worked for a while already.
+        let needed = if how == Ended::Stuck { RECOVERED + SILENCE } else { RECOVERED };
+        let recovered = self.ready_since.take().is_some_and(|since| now.duration_since(since) >= needed);
         self.deaths = if recovered { 1 } else { self.deaths.saturating_add(1) };
         match self.deaths {
             1 => Next::Start(Duration::ZERO),
@@ -139,6 +147,19 @@ mod tests {
             let next = policy.ended(Killed(9), now + RECOVERED);
             assert_eq!(next, Next::Start(Duration::ZERO));
         }
+    }
+
+    #[test]
+    fn one_that_gets_stuck_again_and_again_is_taken_out_of_the_way() {
+        let (mut policy, mut now) = (Policy::default(), Instant::now());
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            policy.ready(now);
+            now += SILENCE + Duration::from_secs(2);
+            seen.push(policy.ended(Ended::Stuck, now));
+        }
+        assert_eq!(seen[0], Next::Start(Duration::ZERO));
+        assert_eq!(seen[5], Next::Withdraw(WITHOUT_RULES));
     }
 
     #[test]

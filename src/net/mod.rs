@@ -9,4 +9,5 @@ pub mod link;
 pub mod listening;
 pub mod netlink;
 pub mod queue;
+pub mod shelf;
 pub mod sock;

@@ -17,6 +17,7 @@ use tokio::runtime::Handle;
 
 use crate::balance::Upstreams;
 use crate::model::Frontend;
+use crate::net::shelf::{Shelf, Use};
 use crate::net::sock;
 
 use super::Guard;
@@ -55,6 +56,8 @@ pub struct UdpPlane {
     shared: Arc<Shared>,
     /// Each frontend lives on one of these.
     runtimes: Vec<Handle>,
+    /// Where sockets are opened.
+    shelf: Arc<Shelf>,
     /// How many frontends have been opened so far.
     opened: usize,
     ports: HashMap<Frontend, Arc<Port>>,
@@ -72,7 +75,20 @@ impl UdpPlane {
         let counters = Arc::default();
         let max_sessions = max_sessions(sock::nofile()?);
         let shared = Shared { upstreams, guard, own_mark, max_sessions, counters };
-        Ok(Self { shared: Arc::new(shared), runtimes, opened: 0, ports: HashMap::new() })
+        Ok(Self {
+            shared: Arc::new(shared),
+            runtimes,
+            shelf: Arc::default(),
+            opened: 0,
+            ports: HashMap::new(),
+        })
+    }
+
+    /// Opens sockets on `sockets`, so that they may outlive this process.
+    #[must_use]
+    pub fn with_shelf(mut self, sockets: Arc<Shelf>) -> Self {
+        self.shelf = sockets;
+        self
     }
 
     /// What has been seen; stays valid while this serves.
@@ -85,7 +101,7 @@ impl UdpPlane {
         if self.ports.contains_key(&frontend) {
             return Ok(());
         }
-        let socket = sock::udp_transparent(frontend.addr(), self.shared.own_mark)?;
+        let socket = self.shelf.udp_transparent(frontend.addr(), self.shared.own_mark)?;
         let runtime = self
             .runtimes
             .get(self.opened % self.runtimes.len().max(1))
@@ -100,15 +116,16 @@ impl UdpPlane {
         Ok(())
     }
 
-    /// Whether `frontend` is open.
+    /// Whether `frontend` is open, or was by an earlier process.
     pub fn is_open(&self, frontend: &Frontend) -> bool {
-        self.ports.contains_key(frontend)
+        self.ports.contains_key(frontend) || self.shelf.holds(Use::Datagrams, frontend.addr())
     }
 
     /// Closes `frontend` and ends its flows.
     pub fn close(&mut self, frontend: &Frontend) {
         if let Some(port) = self.ports.remove(frontend) {
             port.close();
+            self.shelf.close(Use::Datagrams, frontend.addr());
         }
     }
 
