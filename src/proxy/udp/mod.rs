@@ -4,8 +4,10 @@
 //! client asked. A flow keeps its backend for as long as connection tracking would keep it, and loses it at once when
 //! that backend goes. What does not belong here: which backend is picked (`balance`), DNS.
 
+mod places;
 mod port;
 mod session;
+mod table;
 
 use std::collections::HashMap;
 use std::io;
@@ -20,6 +22,7 @@ use crate::model::Frontend;
 use crate::net::sock;
 
 use super::Guard;
+use places::Places;
 use port::Port;
 
 /// Most flows at once, where descriptors allow: as many as a node of 200 busy pods has.
@@ -47,6 +50,7 @@ struct Shared {
     guard: Guard,
     own_mark: u32,
     max_sessions: u64,
+    places: Places<Port>,
     counters: Arc<UdpCounters>,
 }
 
@@ -71,7 +75,8 @@ impl UdpPlane {
     ) -> io::Result<Self> {
         let counters = Arc::default();
         let max_sessions = max_sessions(sock::nofile()?);
-        let shared = Shared { upstreams, guard, own_mark, max_sessions, counters };
+        let places = Places::new();
+        let shared = Shared { upstreams, guard, own_mark, max_sessions, places, counters };
         Ok(Self { shared: Arc::new(shared), runtimes, opened: 0, ports: HashMap::new() })
     }
 
@@ -95,6 +100,7 @@ impl UdpPlane {
             let _context = runtime.enter();
             Arc::new(Port::new(frontend, socket)?)
         };
+        self.shared.places.join(&port);
         runtime.spawn(Arc::clone(&port).run(Arc::clone(&self.shared)));
         self.ports.insert(frontend, port);
         Ok(())
