@@ -12,11 +12,21 @@ impl<M: Machine> Reconciler<M> {
             return;
         }
         self.probed_marks = true;
-        if let Some(why) = self.machine.lacks(self.backend, self.capabilities.v6, &CONNECTION_MARKS).await {
+        let lacks = self.machine.lacks(self.backend, self.capabilities.v6, &CONNECTION_MARKS).await;
+        let why = lacks
+            .map(|why| format!("connections cannot be marked ({why}); modprobe xt_connmark"))
+            // Answers to anybody are led here by a mark. To find this machine wherever one looks for the way back would
+            // cost pods their datagrams and their refusals.
+            .or_else(|| {
+                let on = self.machine.follows_marks();
+                let names: Vec<String> =
+                    on.iter().map(|link| format!("net.ipv4.conf.{link}.src_valid_mark")).collect();
+                (!on.is_empty()).then(|| format!("{} is 1; set it to 0 and start anew", names.join(" and ")))
+            });
+        if let Some(why) = why {
             self.capabilities.connection_marks = false;
             self.warn(format!(
-                "edgesplice.io/source-address: preserve cannot be had, backends see this node's address: connections \
-                 cannot be marked ({why}); modprobe xt_connmark"
+                "edgesplice.io/source-address: preserve cannot be had, backends see this node's address: {why}"
             ));
         }
     }

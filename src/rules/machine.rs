@@ -73,6 +73,11 @@ pub trait Machine: Firewall {
         async { None }
     }
 
+    /// Links, or `all`, on which the kernel looks for the way back to a packet's sender by the packet's mark.
+    fn follows_marks(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     /// Whether the kernel has IPv6 and it is not switched off at boot.
     fn has_ipv6(&self) -> bool;
 
@@ -146,6 +151,17 @@ impl Machine for HostTools {
         None
     }
 
+    fn follows_marks(&self) -> Vec<String> {
+        let links = std::fs::read_dir(CONF).into_iter().flatten().flatten();
+        let on = links.filter(|link| {
+            let value = std::fs::read_to_string(link.path().join("src_valid_mark"));
+            value.is_ok_and(|value| value.trim() != "0")
+        });
+        let mut names: Vec<String> = on.filter_map(|link| link.file_name().into_string().ok()).collect();
+        names.sort();
+        names
+    }
+
     fn has_ipv6(&self) -> bool {
         std::path::Path::new("/proc/thread-self/net/if_inet6").exists()
     }
@@ -155,6 +171,9 @@ impl Machine for HostTools {
         effective_capabilities(&status).is_none_or(|set| set & (1 << CAP_NET_ADMIN) != 0)
     }
 }
+
+/// One folder for each link, and `all` for every link.
+const CONF: &str = "/proc/sys/net/ipv4/conf";
 
 /// Bit number of `CAP_NET_ADMIN`, `linux/capability.h`.
 pub const CAP_NET_ADMIN: u32 = 12;

@@ -13,6 +13,7 @@ pub mod dump;
 #[cfg(test)]
 pub(crate) mod fake;
 pub mod firewall;
+mod install;
 pub mod ipset;
 mod keep_source;
 pub mod leftovers;

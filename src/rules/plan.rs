@@ -1,5 +1,6 @@
 //! What should stand in the packet filter, as data. Pure: the same input gives the same plan.
 
+mod entries;
 mod optional;
 
 use std::collections::BTreeSet;
@@ -240,25 +241,6 @@ impl Input<'_> {
         )
     }
 
-    /// Routes and policy rules. What is left alone goes where it would go without us; the main table has no way of
-    /// saying so, for a route to the range there wins over a default route.
-    fn entries(&self) -> BTreeSet<Entry> {
-        if !self.capabilities.policy_routing {
-            return self.ranges.iter().map(|range| Entry::MainToRange(*range)).collect();
-        }
-        let family = self.family;
-        let mut entries = BTreeSet::from([
-            Entry::RefuseTable(family),
-            Entry::RefuseRule(family, self.wanted.refuse_mark),
-            Entry::RangeRule(family),
-        ]);
-        entries.extend(self.ranges.iter().map(|range| Entry::ToRange(*range)));
-        let inside = |ip: &&IpAddr| self.ranges.iter().any(|range| range.contains(*ip));
-        let alone = self.wanted.skip.iter().filter(inside);
-        entries.extend(alone.map(|ip| Entry::Throw(IpNet::from(*ip))));
-        entries
-    }
-
     fn refused(&self) -> String {
         format!("-m mark --mark {0:#x}/{0:#x}", self.wanted.refuse_mark)
     }
@@ -377,10 +359,13 @@ impl Input<'_> {
             let clear = format!("-m comment --comment {COMMENT} -j MARK --set-xmark 0x0/{both:#x}");
             chains.push(ChainPlan { name: HELD_CHAIN, rules: vec![clear] });
         }
+        if self.capabilities.ipset {
+            // Nearly every packet leaves here.
+            rules.push(established_tcp());
+        }
         rules.extend(homing.map(|[_, connections]| connections));
         rules.push(self.own());
         if self.capabilities.ipset {
-            rules.push(established_tcp());
             let (served, skip) = (served_set(self.family), skip_set(self.family));
             let left_alone = format!("-m set ! --match-set {skip} dst");
             let unserved = format!("{left_alone} -m set ! --match-set {served} dst,dst");

@@ -92,6 +92,8 @@ pub struct Loaded {
 ///
 /// The first bad document, or a file that cannot be read, is a [`Fault`], and nothing is loaded.
 pub fn load(path: &Path) -> Result<Loaded, Fault> {
+    // Under one name for good: whoever looks again later would take another one for a change.
+    let path = &std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let stamps = files::stamps(path);
     let list = files::find(path)?;
     let mut warnings = Vec::new();

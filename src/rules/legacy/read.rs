@@ -75,9 +75,10 @@ pub async fn facts<F: Firewall>(firewall: &F, roots: &Roots, options: &Options) 
 pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ruleset>> {
     let mut found = Vec::new();
     for backend in Backend::ALL {
-        for family in Family::ALL {
+        let texts = tokio::join!(firewall.save(backend, Family::V4), firewall.save(backend, Family::V6));
+        for (family, text) in [(Family::V4, texts.0), (Family::V6, texts.1)] {
             let name = || format!("{} {}", backend.as_str(), family.as_str());
-            let text = match firewall.save(backend, family).await {
+            let text = match text {
                 Ok(Some(text)) => text,
                 Ok(None) => continue,
                 Err(error) if error.is_unsupported() => continue,
