@@ -50,16 +50,6 @@ pub(crate) fn resident(pids: &[u32]) -> u64 {
     pids.iter().filter_map(of).sum()
 }
 
-/// One line of the processes' `smaps_rollup` together, in KiB.
-pub(crate) fn mapped(pids: &[u32], field: &str) -> u64 {
-    let of = |pid: &u32| -> Option<u64> {
-        let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
-        let line = text.lines().find(|line| line.starts_with(field))?;
-        line.split_whitespace().nth(1)?.parse().ok()
-    };
-    pids.iter().filter_map(of).sum()
-}
-
 fn process_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // Fields 14 and 15 of the line; the name in brackets, field 2, may hold blanks.

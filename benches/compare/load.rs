@@ -123,10 +123,10 @@ struct Tally {
 
 impl Tally {
     /// Notes how a connection went.
-    fn note(&mut self, waited: std::io::Result<u64>) {
+    fn note(&mut self, waited: &std::io::Result<u64>) {
         match waited {
             Ok(nanoseconds) => {
-                self.latencies.push(nanoseconds);
+                self.latencies.push(*nanoseconds);
                 self.count += 1;
             }
             Err(_) => self.failed += 1,
@@ -234,7 +234,7 @@ async fn requests(to: SocketAddr, end: Instant) -> Tally {
 async fn connections(to: SocketAddr, end: Instant) -> Tally {
     let mut tally = Tally::default();
     while Instant::now() < end {
-        tally.note(connection(to, Instant::now()).await);
+        tally.note(&connection(to, Instant::now()).await);
     }
     tally
 }
@@ -271,11 +271,11 @@ fn at_share(contender: &Contender, length: Duration, peak: f64) -> Tally {
                 under_way.spawn(connection(to, beat));
             }
             while let Some(done) = under_way.try_join_next() {
-                tally.note(done.expect("a client does not panic"));
+                tally.note(&done.expect("a client does not panic"));
             }
         }
         while let Some(done) = under_way.join_next().await {
-            tally.note(done.expect("a client does not panic"));
+            tally.note(&done.expect("a client does not panic"));
         }
         tally
     })

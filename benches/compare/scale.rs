@@ -78,12 +78,22 @@ fn size(pids: Option<&[u32]>, ready: Duration, again: Option<Duration>, node: &N
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
     Size {
         resident_kib: pids.map(cpu::resident),
-        proportional_kib: pids.map(|pids| cpu::mapped(pids, "Pss:")),
-        private_kib: pids.map(|pids| cpu::mapped(pids, "Private_Dirty:")),
+        proportional_kib: pids.map(|pids| mapped(pids, "Pss:")),
+        private_kib: pids.map(|pids| mapped(pids, "Private_Dirty:")),
         ready_ms: milliseconds(ready),
         again_ms: again.map(milliseconds),
         rules: node.rule_count(),
     }
+}
+
+/// One line of the processes' `smaps_rollup` together, in KiB.
+fn mapped(pids: &[u32], field: &str) -> u64 {
+    let of = |pid: &u32| -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let line = text.lines().find(|line| line.starts_with(field))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    pids.iter().filter_map(of).sum()
 }
 
 fn cluster_ip(service: u16) -> String {

@@ -266,19 +266,23 @@ impl Input<'_> {
     /// whoever dials the acceptor's port directly.
     fn filter(&self) -> TablePlan {
         let (port, unreachable, refused) = (self.wanted.proxy_port, self.unreachable(), self.refused());
-        let mut input = Vec::new();
-        if self.capabilities.policy_routing {
+        let accept_delivered = |protocol: &str| {
             let mark = self.deliver_mark();
-            let protocols: &[&str] = if self.keeps_source() { &["udp", "tcp"] } else { &["udp"] };
-            for protocol in protocols {
-                input.push(format!(
-                    "-p {protocol} -m mark --mark {mark:#x}/{mark:#x} -m comment --comment {COMMENT} -j ACCEPT"
-                ));
-            }
+            format!(
+                "-p {protocol} -m mark --mark {mark:#x}/{mark:#x} -m comment --comment {COMMENT} -j ACCEPT"
+            )
+        };
+        let mut input = Vec::new();
+        if self.keeps_source() {
+            input.push(accept_delivered("tcp"));
         }
+        // Nearly every packet of TCP leaves at one of the first two.
         let to_us = format!("-p tcp -m tcp --dport {port}");
         input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
         input.push(established_tcp());
+        if self.capabilities.policy_routing {
+            input.push(accept_delivered("udp"));
+        }
         if self.capabilities.ipset {
             input.push(format!(
                 "-p tcp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"
