@@ -198,10 +198,21 @@ async fn requests(
 ) -> Option<(TcpStream, Vec<u8>)> {
     let shared = &ticket.shared;
     let ends = (sock::unmapped(peer), dst);
-    let outcome = tokio::select! {
-        outcome = http::serve(client, ends, ticket.place, shared, upstreams, upstream) => outcome,
-        () = shared.until_killed() => return None,
-    };
+    let mut kill = pin!(shared.kill.notified());
+    let mut watching = false;
+    let mut work = pin!(http::serve(client, ends, ticket.place, shared, upstreams, upstream));
+    let outcome = poll_fn(|cx| {
+        if !watching {
+            // As in `relay_to_end`.
+            watching = true;
+            let _ = kill.as_mut().poll(cx);
+        }
+        if shared.killed.load(Acquire) {
+            return Poll::Ready(None);
+        }
+        work.as_mut().poll(cx).map(Some)
+    })
+    .await?;
     match outcome {
         Outcome::Done => None,
         Outcome::NotHttp(client, ahead) => Some((client, ahead)),

@@ -1,30 +1,25 @@
 //! HTTP ports: each request is balanced by itself.
 //!
 //! A connection's first bytes are read and tell what it speaks (`sniff`). What is not HTTP goes back to `conn`, to be
-//! relayed. HTTP/1 is checked byte by byte (`strict`, in `wire`) and served by hyper (`http1`), as is HTTP/2 (`http2`).
-//! Either way a request is answered by `exchange`: pick, connection from the `pool` or a new dial, again where that is
-//! safe. A client that speaks HTTP/2 is answered by a backend over HTTP/2, one that speaks HTTP/1 over HTTP/1: what a
-//! backend can do is between it and its clients.
+//! relayed. HTTP/1 is read strictly (`strict`) and passed on by `http1`; HTTP/2 is hyper's (`http2`). Either way a request
+//! takes the same steps: a `choice` of backends, a connection from the `pool` or a new dial, again where that is safe, and
+//! a `record` of what came of it. A client that speaks HTTP/2 is answered by a backend over HTTP/2, one that speaks HTTP/1
+//! over HTTP/1: what a backend can do is between it and its clients.
 //!
 //! What does not belong here: which backend is picked (`balance`), how one is dialled ([`super::dial`]), bytes of
 //! connections that are no HTTP any more ([`super::relay`]).
 
-mod body;
-mod exchange;
-mod headers;
+mod choice;
 mod http1;
 mod http2;
-mod line;
 mod pool;
 mod record;
 mod reply;
 mod sniff;
 mod stick;
 mod strict;
-mod upstream1;
-mod upstream2;
 mod visitor;
-mod wire;
+mod vital;
 
 use std::io;
 use std::net::SocketAddr;
@@ -44,7 +39,6 @@ use super::relay::Relay;
 pub(super) use pool::Pool;
 use sniff::Speaks;
 use visitor::Visitor;
-use wire::Wire;
 
 /// How long a client may be silent until it is taken for one that waits for its server to speak first.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -125,12 +119,11 @@ pub(super) async fn serve(
         Arc::clone(&upstream.counters),
     );
     let visitor = Arc::new(visitor);
-    let wire = Wire::new(client, ahead, http1, Arc::clone(&upstream.counters));
     if !http1 {
-        Box::pin(http2::serve(wire, &visitor)).await;
+        Box::pin(http2::serve(client, ahead, &visitor)).await;
         return Outcome::Done;
     }
-    match http1::serve(wire, &visitor).await {
+    match http1::serve(client, ahead, &visitor).await {
         None => Outcome::Done,
         Some((client, ahead, upgrade)) => {
             let relay = Relay::new(client, upgrade.backend, Arc::clone(&upstream.counters))

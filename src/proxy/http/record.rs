@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::StatusCode;
-use http::request::Parts;
 use tokio::time::Instant;
 
 use crate::balance::Lease;
@@ -27,12 +26,11 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Begins one.
-    pub(super) fn new(visitor: Arc<Visitor>, request: &Parts) -> Self {
+    /// Begins one; `entry` is asked for what the access log is to say, if that wants to know.
+    pub(super) fn new(visitor: Arc<Visitor>, entry: impl FnOnce() -> Entry) -> Self {
         visitor.busy.fetch_add(1, Relaxed);
-        visitor.begun.fetch_add(1, Relaxed);
         let wanted = visitor.shared.http.log.as_ref().is_some_and(AccessLog::wants);
-        let entry = wanted.then(|| Box::new(entry(&visitor, request)));
+        let entry = wanted.then(|| Box::new(entry()));
         Self { visitor, started: Instant::now(), lease: None, status: None, sent: 0, entry }
     }
 
@@ -74,30 +72,20 @@ impl Record {
         self.sent += bytes as u64;
     }
 
+    /// When it began.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// How long it has been under way.
     pub(super) fn took(&self) -> Duration {
         self.started.elapsed()
     }
 }
 
-fn entry(visitor: &Visitor, request: &Parts) -> Entry {
-    let text = |name: &str| {
-        request
-            .headers
-            .get(name)
-            .map_or_else(String::new, |v| String::from_utf8_lossy(v.as_bytes()).into_owned())
-    };
-    let host = request.uri.authority().map_or_else(|| text("host"), ToString::to_string);
-    Entry {
-        client: visitor.peer.to_string(),
-        destination: visitor.dst.to_string(),
-        method: request.method.to_string(),
-        path: request.uri.path().to_owned(),
-        protocol: format!("{:?}", request.version),
-        host,
-        traceparent: text("traceparent"),
-        ..Entry::default()
-    }
+/// What the access log is to say whatever the request is.
+pub(super) fn entry(visitor: &Visitor) -> Entry {
+    Entry { client: visitor.peer.to_string(), destination: visitor.dst.to_string(), ..Entry::default() }
 }
 
 impl Drop for Record {

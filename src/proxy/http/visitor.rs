@@ -1,8 +1,8 @@
 //! A client's connection as its requests see it.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use http::HeaderValue;
 use tokio::net::TcpStream;
@@ -11,7 +11,6 @@ use crate::balance::{PortCounters, Upstream, Upstreams};
 use crate::model::{Frontend, Protocol, Via};
 
 use super::super::Shared;
-use super::headers;
 use super::pool::Pool;
 use super::record::Record;
 
@@ -34,11 +33,6 @@ pub(super) struct Visitor {
     pub(super) counters: Arc<PortCounters>,
     /// Requests under way, bodies included.
     pub(super) busy: AtomicUsize,
-    /// Times that the connection was looked after, every few seconds.
-    pub(super) looks: AtomicU32,
-    /// Requests that have begun.
-    pub(super) begun: AtomicU64,
-    upgrade: Mutex<Option<Upgrade>>,
 }
 
 /// A backend to which the connection was handed over.
@@ -49,6 +43,12 @@ pub(super) struct Upgrade {
     pub(super) ahead: Vec<u8>,
     /// Keeps it counted.
     pub(super) record: Record,
+}
+
+/// An address as a header's value, made once for all requests of a connection.
+fn value_of(ip: IpAddr) -> HeaderValue {
+    // An address's text has no character that a header may not have.
+    HeaderValue::try_from(ip.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
 }
 
 impl Visitor {
@@ -64,13 +64,10 @@ impl Visitor {
             upstreams,
             place,
             peer,
-            forwarded_for: headers::value_of(peer.ip()),
+            forwarded_for: value_of(peer.ip()),
             dst,
             counters,
             busy: AtomicUsize::new(0),
-            looks: AtomicU32::new(1),
-            begun: AtomicU64::new(0),
-            upgrade: Mutex::default(),
         }
     }
 
@@ -88,15 +85,5 @@ impl Visitor {
     /// Whether no request is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.busy.load(Relaxed) == 0
-    }
-
-    /// Hands the connection over once the answer under way is written.
-    pub(super) fn hand_over(&self, upgrade: Upgrade) {
-        *self.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
-    }
-
-    /// Whom it was handed over to, if it was.
-    pub(super) fn take_upgrade(&self) -> Option<Upgrade> {
-        self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

@@ -1,9 +1,7 @@
-//! Which headers pass from one side to the other. Pure.
+//! Which headers of HTTP/2 pass from one side to the other. Pure.
 //!
 //! What concerns one connection ends here (RFC 9110, section 7.6.1), who asked is written down, everything else,
 //! `traceparent` among it, passes as it came.
-
-use std::net::IpAddr;
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, Entry, HOST, HeaderMap, HeaderName, HeaderValue, TE, TRANSFER_ENCODING,
@@ -15,12 +13,12 @@ static PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection"
 static HTTP2_SETTINGS: HeaderName = HeaderName::from_static("http2-settings");
 static FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+/// Not to be removed because `Connection` says so.
+const LASTING: [HeaderName; 3] = [HOST, CONTENT_LENGTH, TE];
 
-/// Makes a request's headers those of the request to the backend. Returns what it asks to be upgraded to, which is put
-/// back by [`ask_upgrade`]. Upgrading to HTTP/2 is not offered: behind it requests would go unseen.
-pub(super) fn forward(headers: &mut HeaderMap, client: &HeaderValue) -> Option<HeaderValue> {
-    let wants_upgrade = strip(headers);
-    let upgrade = headers.remove(UPGRADE);
+/// Makes a request's headers those of the request to the backend.
+pub(super) fn forward(headers: &mut HeaderMap, client: &HeaderValue) {
+    strip(headers);
     headers.remove(&HTTP2_SETTINGS);
     // The only transfer parameter that passes through a proxy; gRPC asks for it.
     match headers.get(TE) {
@@ -45,42 +43,23 @@ pub(super) fn forward(headers: &mut HeaderMap, client: &HeaderValue) -> Option<H
     if let Entry::Vacant(entry) = headers.entry(&FORWARDED_PROTO) {
         entry.insert(HeaderValue::from_static("http"));
     }
-    upgrade.filter(|to| wants_upgrade && !to.as_bytes().to_ascii_lowercase().starts_with(b"h2"))
 }
 
-/// Asks the backend to upgrade to `protocol`.
-pub(super) fn ask_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
-    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    headers.insert(UPGRADE, protocol);
-}
-
-/// Makes an answer's headers those of the answer to the client; `upgraded` keeps what an upgrade needs.
-pub(super) fn back(headers: &mut HeaderMap, upgraded: bool) {
+/// Makes an answer's headers those of the answer to the client.
+pub(super) fn back(headers: &mut HeaderMap) {
     strip(headers);
-    if upgraded {
-        headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
-    } else {
-        headers.remove(UPGRADE);
-    }
 }
 
-/// Removes what concerns one connection only. True if it asks for an upgrade.
-fn strip(headers: &mut HeaderMap) -> bool {
-    let mut upgrade = false;
+/// Removes what concerns one connection only.
+fn strip(headers: &mut HeaderMap) {
     if headers.contains_key(CONNECTION) {
-        let mut named: Vec<HeaderName> = Vec::new();
-        for value in headers.get_all(CONNECTION) {
-            for word in value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii) {
-                if word.eq_ignore_ascii_case(b"upgrade") {
-                    upgrade = true;
-                } else if word.eq_ignore_ascii_case(b"close") || word.eq_ignore_ascii_case(b"keep-alive") {
-                } else if let Ok(name) = HeaderName::from_bytes(word) {
-                    named.push(name);
-                }
-            }
-        }
+        let words = |value: &HeaderValue| {
+            let words = value.as_bytes().split(|b| *b == b',').map(<[u8]>::trim_ascii);
+            words.filter_map(|word| HeaderName::from_bytes(word).ok()).collect::<Vec<_>>()
+        };
+        let named: Vec<HeaderName> = headers.get_all(CONNECTION).into_iter().flat_map(words).collect();
         // Naming what frames a message, or says whose it is, does not make it go away.
-        for name in named.iter().filter(|name| ![HOST, CONTENT_LENGTH, TE].contains(name)) {
+        for name in named.iter().filter(|name| !LASTING.contains(name)) {
             headers.remove(name);
         }
         headers.remove(CONNECTION);
@@ -88,23 +67,7 @@ fn strip(headers: &mut HeaderMap) -> bool {
     headers.remove(&KEEP_ALIVE);
     headers.remove(&PROXY_CONNECTION);
     headers.remove(TRANSFER_ENCODING);
-    upgrade
-}
-
-/// An address as a header's value, made once for all requests of a connection.
-pub(super) fn value_of(ip: IpAddr) -> HeaderValue {
-    // An address's text has no character that a header may not have.
-    HeaderValue::try_from(ip.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
-}
-
-/// The value of the cookie `name`.
-pub(super) fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a [u8]> {
-    let pairs = headers.get_all(http::header::COOKIE).into_iter();
-    pairs.flat_map(|line| line.as_bytes().split(|b| *b == b';')).find_map(|pair| {
-        let pair = pair.trim_ascii();
-        let (key, value) = pair.split_at(pair.iter().position(|b| *b == b'=')?);
-        (key == name.as_bytes()).then_some(&value[1..])
-    })
+    headers.remove(UPGRADE);
 }
 
 #[cfg(test)]
@@ -145,7 +108,7 @@ mod tests {
             ("content-length", "3"),
             ("traceparent", "00-1-2-01"),
         ]);
-        assert_eq!(forward(&mut headers, &CLIENT), None, "an upgrade has to stand in Connection");
+        forward(&mut headers, &CLIENT);
         assert_eq!(
             text(&headers),
             [
@@ -173,24 +136,6 @@ mod tests {
     }
 
     #[test]
-    fn upgrades_pass_but_not_to_http_2() {
-        let asked = [("connection", "Upgrade"), ("upgrade", "websocket"), ("sec-websocket-key", "k")];
-        let mut headers = map(&asked);
-        let upgrade = forward(&mut headers, &CLIENT).unwrap();
-        assert_eq!(upgrade, "websocket");
-        ask_upgrade(&mut headers, upgrade);
-        assert_eq!(
-            (&headers["connection"], &headers["upgrade"]),
-            (&"upgrade".parse().unwrap(), &"websocket".parse().unwrap())
-        );
-        let h2c =
-            [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c"), ("http2-settings", "AAMAAABk")];
-        let mut headers = map(&h2c);
-        assert_eq!(forward(&mut headers, &CLIENT), None);
-        assert_eq!(headers.len(), 2, "{headers:?}");
-    }
-
-    #[test]
     fn trailers_may_be_asked_for() {
         let mut headers = map(&[("te", "trailers")]);
         forward(&mut headers, &CLIENT);
@@ -201,18 +146,7 @@ mod tests {
     fn answers_are_stripped_too() {
         let mut headers =
             map(&[("connection", "close, x-hop"), ("x-hop", "1"), ("upgrade", "h2c"), ("etag", "1")]);
-        back(&mut headers, false);
+        back(&mut headers);
         assert_eq!(text(&headers), ["etag: 1"]);
-        let mut headers = map(&[("connection", "Upgrade"), ("upgrade", "websocket")]);
-        back(&mut headers, true);
-        assert_eq!(text(&headers), ["connection: upgrade", "upgrade: websocket"]);
-    }
-
-    #[test]
-    fn cookies_are_found_by_name() {
-        let headers = map(&[("cookie", "a=1; user=x=y"), ("cookie", "b=2")]);
-        assert_eq!(cookie(&headers, "user"), Some(&b"x=y"[..]));
-        assert_eq!(cookie(&headers, "b"), Some(&b"2"[..]));
-        assert_eq!(cookie(&headers, "use"), None);
     }
 }

@@ -1,20 +1,36 @@
 //! An HTTP/2 connection of a client. Each of its streams is a request of its own.
+//!
+//! hyper reads and writes frames on both sides (`wire`, `line`); a request becomes one for a backend (`exchange`,
+//! `headers`) and is sent over a connection that many share (`upstream`), bodies stream through (`body`). What does not
+//! belong here: which backend, and the dial (`choice`); HTTP/1 (`http1`).
 
-use std::future::{Future as _, poll_fn};
-use std::pin::pin;
+mod body;
+mod exchange;
+mod headers;
+mod line;
+mod upstream;
+mod wire;
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::task::Poll;
 use std::time::Duration;
 
+use http::{Request, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
+use hyper::service::Service;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep};
 
-use super::http1::Answers;
 use super::strict::MAX_HEAD;
 use super::visitor::Visitor;
-use super::wire::Wire;
+pub(super) use body::AnswerBody;
+pub(super) use upstream::Http2;
+use wire::Wire;
 
 /// Streams that a client may have open at once; RFC 9113 advises at least 100.
 const MOST_STREAMS: u32 = 128;
@@ -33,8 +49,25 @@ const PING_WAIT: Duration = Duration::from_secs(20);
 /// Time between two looks at a connection.
 const TICK: Duration = Duration::from_secs(5);
 
-/// Serves `wire` to its end.
-pub(super) async fn serve(wire: Wire, visitor: &Arc<Visitor>) {
+/// Answers the requests of one connection.
+#[derive(Debug)]
+struct Answers(Arc<Visitor>);
+
+type Answer = Pin<Box<dyn Future<Output = Result<Response<AnswerBody>, Infallible>> + Send>>;
+
+impl Service<Request<Incoming>> for Answers {
+    type Response = Response<AnswerBody>;
+    type Error = Infallible;
+    type Future = Answer;
+
+    fn call(&self, request: Request<Incoming>) -> Answer {
+        Box::pin(exchange::answer(Arc::clone(&self.0), request))
+    }
+}
+
+/// Serves `client`, of which `ahead` was read already, to its end.
+pub(super) async fn serve(client: TcpStream, ahead: Vec<u8>, visitor: &Arc<Visitor>) {
+    let wire = Wire::new(client, ahead, Arc::clone(&visitor.counters));
     let idle_timeout = visitor.shared.http.idle_timeout;
     let mut conn = pin!(
         Builder::new(TokioExecutor::new())
@@ -65,7 +98,6 @@ pub(super) async fn serve(wire: Wire, visitor: &Arc<Visitor>) {
         while tick.as_mut().poll(cx).is_ready() {
             let now = Instant::now();
             tick.as_mut().reset(now + TICK);
-            visitor.looks.fetch_add(1, Relaxed);
             idle_since = visitor.is_idle().then(|| idle_since.unwrap_or(now));
             if !stopping && idle_since.is_some_and(|since| now - since >= idle_timeout) {
                 stopping = true;

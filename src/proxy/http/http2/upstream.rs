@@ -26,7 +26,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// A handle on a connection. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Http2 {
+pub(in crate::proxy::http) struct Http2 {
     send: SendRequest<RequestBody>,
     load: Arc<Load>,
 }
@@ -57,7 +57,7 @@ impl Http2 {
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(STREAM_WINDOW as usize)
-            .max_header_list_size(u32::try_from(super::strict::MAX_HEAD).unwrap_or(u32::MAX))
+            .max_header_list_size(u32::try_from(super::super::strict::MAX_HEAD).unwrap_or(u32::MAX))
             .handshake(TokioIo::new(line))
             .await?;
         tokio::spawn(async move {
@@ -77,22 +77,22 @@ impl Http2 {
     }
 
     /// Whether it can still carry requests.
-    pub(super) fn is_open(&self) -> bool {
+    pub(in crate::proxy::http) fn is_open(&self) -> bool {
         !self.send.is_closed() && self.send.is_ready()
     }
 
     /// Whether it can carry one more.
-    pub(super) fn has_room(&self) -> bool {
+    pub(in crate::proxy::http) fn has_room(&self) -> bool {
         self.streams() < MOST_STREAMS
     }
 
     /// Streams under way.
-    pub(super) fn streams(&self) -> usize {
+    pub(in crate::proxy::http) fn streams(&self) -> usize {
         self.load.streams.load(Relaxed)
     }
 
     /// Whether nothing has been under way for `most`.
-    pub(super) fn is_idle(&self, now: Instant, most: Duration) -> bool {
+    pub(in crate::proxy::http) fn is_idle(&self, now: Instant, most: Duration) -> bool {
         let last = *self.load.last.lock().unwrap_or_else(PoisonError::into_inner);
         self.streams() == 0 && now.saturating_duration_since(last) >= most
     }
