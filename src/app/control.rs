@@ -437,14 +437,19 @@ impl Control {
         for frontend in held.iter().flat_map(Held::frontends).filter(|held| !names.contains(held)) {
             served.remove(&frontend);
         }
+        let listeners = self.shared.dns_listen.load();
+        let mut external = self.doors.captured().clone();
+        if self.settings.proxy.http.on {
+            external.extend(super::gate::doors(now, &listeners));
+        }
         let wanted = Wanted {
-            external: self.doors.captured().clone(),
+            external,
             health: health(now),
             pods: now.here.pods.clone(),
             ranges,
             skip: skipped(now),
             served,
-            listeners: self.shared.dns_listen.load().as_ref().clone(),
+            listeners: listeners.as_ref().clone(),
             queues: self.shared.queues,
             keep_source: self.keep_source,
             proxy_port: self.shared.proxy_port,

@@ -9,6 +9,7 @@ mod control;
 mod data;
 mod doors;
 mod figures;
+mod gate;
 mod health;
 mod health_ports;
 mod hold;
@@ -150,6 +151,7 @@ pub async fn start(settings: Settings, mut keeper: Option<Store>) -> anyhow::Res
     let guard = Arc::clone(&shared);
     let guard: Guard = Arc::new(move |addr| guard.is_captured(addr.ip()));
     let proxy = proxy.with_guard(Arc::clone(&guard)).with_takeover(names::takeover(&shared));
+    let proxy = proxy.with_gate(gate::open(&settings, &shared));
     let (counters, knock) = (proxy.counters(), proxy.knock());
     let (max_connections, pipes) = (proxy.max_connections(), proxy.pipes());
 

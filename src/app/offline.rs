@@ -202,14 +202,19 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
         if dns {
             served.extend(control::dns_frontends(&snapshot));
         }
+        let listeners = settings.dns.listen.iter().copied().filter(|_| dns).collect();
+        let mut external = doors::all(&snapshot);
+        if settings.proxy.http.on {
+            external.extend(super::gate::doors(&snapshot, &listeners));
+        }
         let wanted = Wanted {
             ranges,
             skip: control::skipped(&snapshot),
             served,
-            external: doors::all(&snapshot),
+            external,
             health: control::health(&snapshot),
             pods: snapshot.here.pods.clone(),
-            listeners: settings.dns.listen.iter().copied().filter(|_| dns).collect(),
+            listeners,
             queues: super::hold::wanted(settings),
             keep_source: snapshot.ports.values().any(|port| port.keep_source),
             proxy_port,

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use crate::balance::{Caller, Endpoint, Lease, Upstream};
-use crate::model::Via;
+use crate::balance::{Caller, Endpoint, Lease};
 
 use super::super::dial::{self, DialError, TcpDialer};
 use super::record::Record;
 use super::reply::Trouble;
-use super::visitor::Visitor;
+use super::visitor::{Route, Visitor};
 
 /// Times that a request may be sent: more than any service needs to find one backend of several that works.
 pub(super) const MOST_TRIES: usize = 6;
@@ -19,21 +18,20 @@ pub(super) const MOST_TRIES: usize = 6;
 /// One request's choice of backends.
 pub(super) struct Choice<'a> {
     pub(super) visitor: &'a Visitor,
-    pub(super) upstream: &'a Upstream,
-    pub(super) via: Via,
+    pub(super) route: &'a Route,
     pub(super) caller: Caller,
 }
 
 impl Choice<'_> {
     fn pool(&self) -> &crate::balance::Pool {
-        self.upstream.pool_via(self.via, self.visitor.dst.ip())
+        self.route.upstream.pool_via(self.route.via, self.route.ip)
     }
 
     /// The backend that is next, which is none of `avoid` where there is another.
     pub(super) fn pick<'a>(&self, avoid: &'a [usize]) -> Result<(usize, &'a [usize]), Trouble> {
         let (pool, now) = (self.pool(), self.visitor.upstreams.now());
         let pick = |avoid: &'a [usize]| {
-            self.upstream.pick(pool, self.caller, avoid, now).map(|index| (index, avoid))
+            self.route.upstream.pick(pool, self.caller, avoid, now).map(|index| (index, avoid))
         };
         match pick(avoid) {
             // Every one has failed once. Better the same again than none.
@@ -62,7 +60,7 @@ impl Choice<'_> {
         let visitor = self.visitor;
         let request = dial::Request {
             upstreams: &visitor.upstreams,
-            upstream: self.upstream,
+            upstream: &self.route.upstream,
             pool: self.pool(),
             client: self.caller,
             picked: Some(index),
@@ -80,11 +78,16 @@ impl Choice<'_> {
         Ok((stream, lease))
     }
 
+    /// Takes a repetition out of the service port's budget. `false`: there is none left.
+    pub(super) fn may_retry(&self) -> bool {
+        self.route.upstream.counters.http().may_retry()
+    }
+
     /// Counts the answer for or against its backend, where a `DestinationRule` wants that.
     pub(super) fn judge(&self, record: &Record, fault: bool) {
-        let wanted = self.upstream.port.outlier.consecutive_errors.is_some_and(|most| most > 0);
+        let wanted = self.route.upstream.port.outlier.consecutive_errors.is_some_and(|most| most > 0);
         if let Some(lease) = record.lease().filter(|_| wanted) {
-            lease.endpoint().judged(fault, self.visitor.upstreams.now(), &self.upstream.ejection);
+            lease.endpoint().judged(fault, self.visitor.upstreams.now(), &self.route.upstream.ejection);
         }
     }
 }

@@ -10,6 +10,7 @@
 //! connections that are no HTTP any more ([`super::relay`]).
 
 mod choice;
+mod gate;
 mod http1;
 mod http2;
 mod pool;
@@ -30,12 +31,13 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::balance::{Upstream, Upstreams};
+use crate::balance::{PortCounters, Upstream, Upstreams};
 use crate::config::HttpSettings;
 use crate::obs::access::AccessLog;
 
 use super::Shared;
 use super::relay::Relay;
+pub use gate::Gate;
 pub(super) use pool::Pool;
 use sniff::Speaks;
 use visitor::Visitor;
@@ -54,6 +56,8 @@ pub(super) struct Http {
     idle_timeout: Duration,
     request_timeout: Duration,
     log: Option<AccessLog>,
+    /// What connections to where names choose have seen; requests count with their services.
+    by_name: Arc<PortCounters>,
 }
 
 impl Http {
@@ -66,7 +70,13 @@ impl Http {
             idle_timeout: settings.idle_timeout,
             request_timeout: settings.request_timeout,
             log: log.transpose()?,
+            by_name: Arc::default(),
         })
+    }
+
+    /// Whether any are.
+    pub(super) fn is_on(&self) -> bool {
+        self.on
     }
 
     /// Whether connections to `upstream` are looked into. A backend that is told each client's address by a header
@@ -86,14 +96,14 @@ pub(super) enum Outcome {
     Upgraded(Relay, Box<dyn Send>),
 }
 
-/// Serves a client of an HTTP port.
+/// Serves a client of an HTTP port. Without an `upstream` each request's `Host` chooses one.
 pub(super) async fn serve(
     client: TcpStream,
     (peer, dst): (SocketAddr, SocketAddr),
     place: usize,
     shared: &Arc<Shared>,
     upstreams: &Arc<Upstreams>,
-    upstream: &Arc<Upstream>,
+    upstream: Option<&Arc<Upstream>>,
 ) -> Outcome {
     let Ok((speaks, ahead)) = listen(&client).await else { return Outcome::Done };
     let http1 = match speaks {
@@ -101,7 +111,10 @@ pub(super) async fn serve(
         Speaks::Http2 => false,
         Speaks::Other | Speaks::Unknown => {
             // Who only connects and goes, as health checks do, speaks nothing.
-            if (speaks == Speaks::Other || !ahead.is_empty()) && upstream.counters.http().spoke_otherwise() {
+            if (speaks == Speaks::Other || !ahead.is_empty())
+                && let Some(upstream) = upstream
+                && upstream.counters.http().spoke_otherwise()
+            {
                 tracing::warn!(
                     service = %upstream.port.id, %peer,
                     "a client of this HTTP port speaks something else, or waits for the server to begin; such \
@@ -116,7 +129,7 @@ pub(super) async fn serve(
         Arc::clone(upstreams),
         place,
         (peer, dst),
-        Arc::clone(&upstream.counters),
+        upstream.map(|upstream| &**upstream),
     );
     let visitor = Arc::new(visitor);
     if !http1 {
@@ -126,7 +139,7 @@ pub(super) async fn serve(
     match http1::serve(client, ahead, &visitor).await {
         None => Outcome::Done,
         Some((client, ahead, upgrade)) => {
-            let relay = Relay::new(client, upgrade.backend, Arc::clone(&upstream.counters))
+            let relay = Relay::new(client, upgrade.backend, Arc::clone(&visitor.counters))
                 .with_ahead(&ahead, &upgrade.ahead);
             Outcome::Upgraded(relay, Box::new(upgrade.record))
         }

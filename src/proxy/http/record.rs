@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
-use crate::balance::Lease;
+use crate::balance::{Lease, PortCounters, Upstream};
 use crate::obs::access::{AccessLog, Entry};
 
 use super::visitor::Visitor;
@@ -19,6 +19,8 @@ pub(super) struct Record {
     visitor: Arc<Visitor>,
     started: Instant,
     lease: Option<Lease>,
+    /// The numbers of the service port that it is for, where that is not its connection's.
+    counters: Option<Arc<PortCounters>>,
     status: Option<StatusCode>,
     sent: u64,
     /// What the access log is to say, where it wants to know.
@@ -31,14 +33,21 @@ impl Record {
         visitor.busy.fetch_add(1, Relaxed);
         let wanted = visitor.shared.http.log.as_ref().is_some_and(AccessLog::wants);
         let entry = wanted.then(|| Box::new(entry()));
-        Self { visitor, started: Instant::now(), lease: None, status: None, sent: 0, entry }
+        Self { visitor, started: Instant::now(), lease: None, counters: None, status: None, sent: 0, entry }
     }
 
     /// The service port that it is for.
-    pub(super) fn for_service(&mut self, service: &dyn std::fmt::Display) {
-        if let Some(entry) = &mut self.entry {
-            entry.service = service.to_string();
+    pub(super) fn for_service(&mut self, upstream: &Upstream) {
+        if self.visitor.by_name {
+            self.counters = Some(Arc::clone(&upstream.counters));
         }
+        if let Some(entry) = &mut self.entry {
+            entry.service = upstream.port.id.to_string();
+        }
+    }
+
+    fn counters(&self) -> &PortCounters {
+        self.counters.as_ref().unwrap_or(&self.visitor.counters)
     }
 
     /// Who carries it now.
@@ -61,7 +70,7 @@ impl Record {
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
         let took = self.took();
-        self.visitor.counters.http().answered(status.as_u16(), took);
+        self.counters().http().answered(status.as_u16(), took);
         if let Some(entry) = &mut self.entry {
             entry.seconds = took.as_secs_f64();
         }
@@ -92,7 +101,7 @@ impl Drop for Record {
     fn drop(&mut self) {
         self.visitor.busy.fetch_sub(1, Relaxed);
         if self.status.is_none() {
-            self.visitor.counters.http().left();
+            self.counters().http().left();
         }
         let Some(mut entry) = self.entry.take() else { return };
         entry.status = self.status.map(|status| status.as_u16());

@@ -19,6 +19,8 @@ pub(super) enum Trouble {
     Timeout,
     /// The client's body was malformed, or broke off.
     Request,
+    /// It was sent to where names choose, and names nobody.
+    Misdirected,
 }
 
 impl Trouble {
@@ -29,6 +31,7 @@ impl Trouble {
             Self::Broken => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Request => StatusCode::BAD_REQUEST,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         }
     }
 
@@ -39,14 +42,16 @@ impl Trouble {
             Self::Broken => "the backend's answer broke off\n",
             Self::Timeout => "the backend did not answer in time\n",
             Self::Request => "the request's body is malformed or broke off\n",
+            Self::Misdirected => "Host names no service with an HTTP port of this number\n",
         }
     }
 
-    /// gRPC's code: `DEADLINE_EXCEEDED`, `INTERNAL` or `UNAVAILABLE`.
+    /// gRPC's code: `DEADLINE_EXCEEDED`, `INTERNAL`, `NOT_FOUND` or `UNAVAILABLE`.
     fn grpc_code(self) -> &'static str {
         match self {
             Self::Timeout => "4",
             Self::Request => "13",
+            Self::Misdirected => "5",
             _ => "14",
         }
     }

@@ -13,6 +13,7 @@ use crate::model::{Frontend, Protocol, Via};
 use super::super::Shared;
 use super::pool::Pool;
 use super::record::Record;
+use super::reply::Trouble;
 
 /// A client's connection.
 #[derive(Debug)]
@@ -29,10 +30,23 @@ pub(super) struct Visitor {
     pub(super) forwarded_for: HeaderValue,
     /// Where it wanted to go.
     pub(super) dst: SocketAddr,
-    /// The numbers of the service port that it came for.
+    /// The numbers of the service port that it came for, or of nobody.
     pub(super) counters: Arc<PortCounters>,
+    /// It came to where each request's `Host` chooses the service.
+    pub(super) by_name: bool,
     /// Requests under way, bodies included.
     pub(super) busy: AtomicUsize,
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub(super) struct Route {
+    /// The service port.
+    pub(super) upstream: Arc<Upstream>,
+    /// How its client comes to it.
+    pub(super) via: Via,
+    /// The address that it is asked for at.
+    pub(super) ip: IpAddr,
 }
 
 /// A backend to which the connection was handed over.
@@ -57,8 +71,10 @@ impl Visitor {
         upstreams: Arc<Upstreams>,
         place: usize,
         (peer, dst): (SocketAddr, SocketAddr),
-        counters: Arc<PortCounters>,
+        upstream: Option<&Upstream>,
     ) -> Self {
+        let counters = upstream.map_or(&shared.http.by_name, |upstream| &upstream.counters);
+        let counters = Arc::clone(counters);
         Self {
             shared,
             upstreams,
@@ -67,14 +83,24 @@ impl Visitor {
             forwarded_for: value_of(peer.ip()),
             dst,
             counters,
+            by_name: upstream.is_none(),
             busy: AtomicUsize::new(0),
         }
     }
 
-    /// The service port it came for, as it is now. `None`: there is no such any more.
-    pub(super) fn route(&self) -> Option<(Arc<Upstream>, Via)> {
-        let frontend = Frontend { ip: self.dst.ip(), port: self.dst.port(), protocol: Protocol::Tcp };
-        self.upstreams.route(&frontend, self.peer.ip())
+    /// The service port that a request of it is for, as it is now; `host` is what the request says.
+    pub(super) fn route(&self, host: &[u8]) -> Result<Route, Trouble> {
+        let (port, protocol) = (self.dst.port(), Protocol::Tcp);
+        let find = |ip| self.upstreams.route(&Frontend { ip, port, protocol }, self.peer.ip());
+        if !self.by_name {
+            let ip = self.dst.ip();
+            let (upstream, via) = find(ip).ok_or(Trouble::NoBackend)?;
+            return Ok(Route { upstream, via, ip });
+        }
+        let ip = self.shared.gate.service(host, port).ok_or(Trouble::Misdirected)?;
+        let found = find(ip).filter(|(upstream, _)| self.shared.http.serves(upstream));
+        let (upstream, via) = found.ok_or(Trouble::Misdirected)?;
+        Ok(Route { upstream, via, ip })
     }
 
     /// The waiting connections of the thread that serves it.

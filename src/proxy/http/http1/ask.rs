@@ -4,13 +4,14 @@ use std::sync::Arc;
 
 use http::header::HeaderValue;
 
-use crate::balance::{Caller, Upstream, key_of};
-use crate::model::{Policy, Via};
+use crate::balance::{Caller, key_of};
+use crate::model::Policy;
 use crate::obs::access::Entry;
 
 use super::super::record::Record;
+use super::super::reply::Trouble;
 use super::super::strict::{Body, Fault, Field, Kind, Passed, Request};
-use super::super::visitor::Visitor;
+use super::super::visitor::{Route, Visitor};
 use super::super::{record, stick};
 use super::compose::{self, Sender, Wishes};
 use super::desk::Desk;
@@ -18,8 +19,8 @@ use super::flow::{Left, Pending};
 
 /// A request under way.
 pub(super) struct Ask {
-    /// The service port that it is for. `None`: there is none any more.
-    pub(super) upstream: Option<(Arc<Upstream>, Via)>,
+    /// The service port that it is for, or why there is none.
+    pub(super) route: Result<Route, Trouble>,
     pub(super) caller: Caller,
     /// The cookie that its client gets, so that it comes back to the same backend.
     pub(super) cookie: Option<HeaderValue>,
@@ -61,14 +62,15 @@ impl Ask {
         let method = &head[request.method.clone()];
         let target = compose::target(method, &head[request.target.clone()])?;
         let wishes = Wishes::of(head, fields);
-        let route = visitor.route();
-        let policy = route.as_ref().map(|(upstream, _)| &upstream.port.policy);
-        let (key, cookie) = match policy {
-            Some(Policy::Header(name)) => {
+        let first = |kind| values(head, fields, kind).next();
+        let host = target.authority.or_else(|| first(Kind::Host)).unwrap_or_default();
+        let route = visitor.route(host);
+        let (key, cookie) = match route.as_ref().map(|route| &route.upstream.port.policy) {
+            Ok(Policy::Header(name)) => {
                 let is = |field: &&Field| field.name(head).eq_ignore_ascii_case(name.as_bytes());
                 (fields.iter().find(is).map(|field| key_of(field.value(head))), None)
             }
-            Some(Policy::Cookie(rule)) => stick::key(rule, values(head, fields, Kind::Cookie)),
+            Ok(Policy::Cookie(rule)) => stick::key(rule, values(head, fields, Kind::Cookie)),
             _ => (None, None),
         };
         let mut left = Left::of(request.body);
@@ -79,8 +81,8 @@ impl Ask {
             left.pass(rest, &mut chunks, request.body)?
         };
         let mut record = Record::new(Arc::clone(visitor), || entry(visitor, head, request, fields));
-        if let Some((upstream, _)) = &route {
-            record.for_service(&upstream.port.id);
+        if let Ok(route) = &route {
+            record.for_service(&route.upstream);
         }
         let mut to = Pending { bytes: desk.buffer(), sent: 0 };
         let sender = Sender { client: visitor.forwarded_for.as_bytes(), host: &visitor.dst };
@@ -88,14 +90,13 @@ impl Ask {
         to.bytes.extend_from_slice(begun);
         desk.put_buffer(chunks);
         let taken = passed.taken;
-        let first = |kind| values(head, fields, kind).next();
         let expects = !request.http_10
             && !left.is_over()
             && taken == 0
             && first(Kind::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
         let connect = method == b"CONNECT";
         let ask = Self {
-            upstream: route,
+            route,
             caller: Caller { ip: visitor.peer.ip(), key },
             cookie,
             record,

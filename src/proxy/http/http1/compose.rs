@@ -79,7 +79,7 @@ pub(super) struct Target<'a> {
     /// What is put before the path: nothing, or a slash where the path is empty.
     slash: bool,
     path: &'a [u8],
-    authority: Option<&'a [u8]>,
+    pub(super) authority: Option<&'a [u8]>,
 }
 
 /// Reads a target (RFC 9112, section 3.2). One that names its host is made one that does not, and that host beats the

@@ -61,9 +61,9 @@ impl Conn<'_> {
 
     /// Sends the request until it is answered.
     async fn run(&mut self, ask: &mut Ask) -> Result<(Passing, Backend), Trouble> {
-        let (upstream, via) = ask.upstream.take().ok_or(Trouble::NoBackend)?;
+        let route = std::mem::replace(&mut ask.route, Err(Trouble::NoBackend))?;
         let visitor = self.visitor;
-        let choice = Choice { visitor, upstream: &upstream, via, caller: ask.caller };
+        let choice = Choice { visitor, route: &route, caller: ask.caller };
         let mut avoid = Vec::new();
         let mut fresh = false;
         for _ in 0..MOST_TRIES {
@@ -90,9 +90,7 @@ impl Conn<'_> {
                 Failed::Unsent => {}
                 Failed::ByClient => return Err(Trouble::Request),
                 Failed::Broken { stale: true, .. } if ask.repeatable => {}
-                Failed::Broken { heard: false, .. }
-                    if ask.repeatable && visitor.counters.http().may_retry() =>
-                {
+                Failed::Broken { heard: false, .. } if ask.repeatable && choice.may_retry() => {
                     choice.judge(&ask.record, true);
                     avoid.extend(choice.position(&ask.record));
                 }

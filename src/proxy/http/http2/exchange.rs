@@ -34,11 +34,14 @@ pub(super) async fn answer(
     let mut record = Record::new(Arc::clone(&visitor), || entry(&visitor, &parts));
     let limit = visitor.shared.http.request_timeout;
     let work = async {
-        let (upstream, via) = visitor.route().ok_or(Trouble::NoBackend)?;
-        record.for_service(&upstream.port.id);
-        let prepared = prepare(&visitor, &upstream, &mut parts, &body);
+        let route = {
+            let host = || parts.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
+            visitor.route(parts.uri.authority().map_or_else(host, |host| host.as_str().as_bytes()))?
+        };
+        record.for_service(&route.upstream);
+        let prepared = prepare(&visitor, &route.upstream, &mut parts, &body);
         let body = if body.is_end_stream() { RequestBody::Empty } else { RequestBody::Stream(body) };
-        let choice = Choice { visitor: &visitor, upstream: &upstream, via, caller: prepared.caller };
+        let choice = Choice { visitor: &visitor, route: &route, caller: prepared.caller };
         let exchange = Exchange { choice, repeatable: prepared.repeatable };
         let got = exchange.run(Request::from_parts(parts, body), &mut record).await?;
         Ok((got, prepared.cookie))
@@ -166,7 +169,7 @@ impl Exchange<'_> {
             request = match (failed, copy) {
                 (Failed::Unsent(request), _) => *request,
                 (Failed::ByClient, _) => return Err(Trouble::Request),
-                (Failed::Broken, Some(copy)) if choice.visitor.counters.http().may_retry() => {
+                (Failed::Broken, Some(copy)) if choice.may_retry() => {
                     choice.judge(record, true);
                     avoid.extend(choice.position(record));
                     copy
