@@ -92,6 +92,7 @@ fn setting(id: u16, value: u32) -> Vec<u8> {
 const OPEN: u8 = END_HEADERS;
 const WHOLE: u8 = END_HEADERS | END_STREAM;
 
+#[expect(clippy::too_many_lines, reason = "it is a table")]
 fn cases() -> Vec<Case> {
     let get = || head(1, WHOLE, GET_BLOCK);
     let open = || head(1, OPEN, GET_BLOCK);
