@@ -7,13 +7,16 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+/// Finds the address of a service by a host name.
+type Find = dyn Fn(&str) -> Option<IpAddr> + Send + Sync;
+
 /// Where names choose, and what they choose from.
 #[derive(Clone)]
 pub struct Gate {
     /// Whether connections to an address are such.
     pub is: Arc<dyn Fn(SocketAddr) -> bool + Send + Sync>,
     /// The address of the service that a host name stands for. Names come in lower case and without a dot at the end.
-    pub find: Arc<dyn Fn(&str) -> Option<IpAddr> + Send + Sync>,
+    pub find: Arc<Find>,
 }
 
 impl Default for Gate {

@@ -13,7 +13,7 @@ use super::super::reply::Trouble;
 use super::super::strict::{Body, Fault, Field, Kind, Passed, Request};
 use super::super::visitor::{Route, Visitor};
 use super::super::{record, stick};
-use super::compose::{self, Sender, Wishes};
+use super::compose::{self, Fate, Sender, Wishes};
 use super::desk::Desk;
 use super::flow::{Left, Pending};
 
@@ -117,8 +117,18 @@ impl Ask {
         };
         Ok((ask, taken))
     }
+
+    /// What its client is told about the connection, which is kept or not.
+    pub(super) fn fate(&self, keeps: bool) -> Fate {
+        match (keeps, self.old) {
+            (true, false) => Fate::Kept,
+            (true, true) => Fate::KeptAlive,
+            (false, _) => Fate::Ends,
+        }
+    }
 }
 
+/// The values of the headers of a kind.
 fn values<'a>(head: &'a [u8], fields: &'a [Field], kind: Kind) -> impl Iterator<Item = &'a [u8]> {
     fields.iter().filter(move |field| field.kind == kind).map(|field| field.value(head))
 }

@@ -152,7 +152,7 @@ impl Conn<'_> {
         ask.record.answered(trouble.status());
         // The rest of a body that nobody takes is no request.
         let keeps = ask.keeps && ask.left.is_over() && !self.is_stopping() && trouble != Trouble::Request;
-        let text = reply::text(trouble, ask.grpc, self.fate(&ask, keeps).words(), !ask.head);
+        let text = reply::text(trouble, ask.grpc, ask.fate(keeps).words(), !ask.head);
         self.count_out(text.len());
         self.back.add(text.as_bytes());
         match poll_fn(|cx| self.back.poll(&mut self.client, cx)).await {

@@ -54,6 +54,10 @@ enum Next {
 }
 
 /// What came of waiting for a request.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "it is taken apart at once; a box would cost each request an allocation"
+)]
 enum Came {
     Request(Ask),
     /// One that is not served, and why.

@@ -103,15 +103,6 @@ impl Conn<'_> {
         self.visitor.counters.bytes_out.fetch_add(bytes as u64, Relaxed);
     }
 
-    /// What becomes of the client's connection.
-    pub(super) fn fate(&self, ask: &Ask, keeps: bool) -> Fate {
-        match (keeps, ask.old) {
-            (true, false) => Fate::Kept,
-            (true, true) => Fate::KeptAlive,
-            (false, _) => Fate::Ends,
-        }
-    }
-
     /// Passes the request on, as far as its client sends it and its receiver takes it.
     pub(super) fn poll_up(&mut self, cx: &mut Context<'_>, ask: &mut Ask, to: &mut Backend) -> Poll<Up> {
         loop {
@@ -243,7 +234,7 @@ impl Conn<'_> {
         let fate = match () {
             () if upgraded => Fate::Upgraded,
             () if tunnel => Fate::Kept,
-            () => self.fate(ask, keeps),
+            () => ask.fate(keeps),
         };
         let mut left = Left::of(body);
         let mut chunks = desk.buffer();
