@@ -1,7 +1,6 @@
 //! HTTP ports, byte by byte.
 
 mod answers;
-mod frames;
 mod h2;
 mod hostile;
 mod names;
