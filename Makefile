@@ -4,7 +4,7 @@ DESTDIR ?=
 CARGO ?= cargo
 
 .DEFAULT_GOAL := help
-.PHONY: help build test lint demo bench dist install screenshots
+.PHONY: help build test fuzz lint demo bench soak dist install screenshots
 
 help: ## say what there is
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,10 @@ build: ## the program, optimised: target/release/edgesplice
 test: ## set up what is missing and run every test, the network ones too (root or sudo)
 	@scripts/test.sh
 
+fuzz: ## every fuzz target for FUZZ_SECONDS (60) each
+	@scripts/setup.sh fuzz
+	@scripts/fuzz.sh
+
 lint: ## format, clippy, documentation, scripts, dependencies
 	@scripts/setup.sh build
 	@scripts/lint.sh
@@ -25,6 +29,9 @@ demo: ## the main job in network namespaces, each request and its answer printed
 
 bench: ## the side-by-side table; QUICK=1 for a short run (root or sudo)
 	@scripts/bench.sh
+
+soak: ## every fault at once, with a report; SOAK_SECONDS=60 for a short run (root or sudo)
+	@scripts/soak.sh
 
 screenshots: ## the agent's page in headless Chromium: checked, and pictured in docs/screenshots (root)
 	@scripts/setup.sh screenshots

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing from Debian's packages, and checks that the Rust toolchain is there.
 #
-#   scripts/setup.sh build|demo|test|bench|screenshots
+#   scripts/setup.sh build|demo|test|fuzz|bench|soak|screenshots
 #
 # Only missing programs are installed. Packages that would start a daemon are kept from it: nginx and HAProxy are
 # wanted as programs, not as services of this machine.
@@ -30,7 +30,8 @@ as_root() {
 need cc gcc
 case $what in
 build) ;;
-demo | test | bench)
+fuzz) need c++ g++ ;;
+demo | test | bench | soak)
     need ip iproute2
     need ss iproute2
     need iptables-nft-save iptables
@@ -43,6 +44,8 @@ demo | test | bench)
     need setpriv util-linux
     need timeout coreutils
     need sysctl procps
+    need socat socat
+    need nft nftables
     if [ "$what" = test ]; then
         # What holds deploy/ to the rules: a container runtime, systemd's own checker, and clients of the registries
         # from which scripts/tools.sh gets the rest.
@@ -51,6 +54,10 @@ demo | test | bench)
         need npm npm
         need python3 python3
         python3 -m pip --version >/dev/null 2>&1 || packages+=(python3-pip)
+    fi
+    if [ "$what" = test ] || [ "$what" = soak ]; then
+        # Gives a process another clock.
+        compgen -G '/usr/lib/*/faketime/libfaketimeMT.so.1' >/dev/null || packages+=(libfaketime)
     fi
     if [ "$what" = bench ]; then
         need haproxy haproxy
@@ -69,7 +76,7 @@ screenshots)
     [ -e /usr/share/fonts/truetype/dejavu ] || packages+=(fonts-dejavu-core)
     ;;
 *)
-    echo "setup: unknown set '$what'; one of build, demo, test, bench, screenshots" >&2
+    echo "setup: unknown set '$what'; one of build, demo, test, fuzz, bench, soak, screenshots" >&2
     exit 64
     ;;
 esac

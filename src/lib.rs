@@ -15,9 +15,17 @@ pub mod cli;
 pub mod config;
 // Names: the cluster's own, and others relayed.
 pub mod dns;
+// What the process gives up before it begins its work.
+pub mod confine;
+// Handing the node over to the next agent: who says and does what, pure.
+pub mod handover;
 // The parent process that outlives the agent's work.
 pub mod keeper;
-// Starting, draining and ending of tasks.
+// Readers under hostile input, for tests and fuzzing.
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzzing;
+// Starting, draining and ending of tasks; who may write.
 pub mod life;
 // Services, backends and how each is reached: pure, no I/O.
 pub mod model;

@@ -283,7 +283,7 @@ fn the_disk_the_source_and_the_back_end_are_looked_at() {
         let dir = dir.display();
         // The first mount is for the folder itself, so that the check's own arguments name it.
         let line = format!(
-            "mount -t tmpfs -o size=64k none {dir} && mount -o remount,{options} {dir} && \
+            "mount -t tmpfs -o size=64k,mode=700 none {dir} && mount -o remount,{options} {dir} && \
              exec {} check -o json --state-dir {dir}",
             lab::PROGRAM
         );

@@ -77,9 +77,11 @@ fn help_and_version_are_no_errors() {
         "--admin",
         "--drain-timeout",
         "--keep-rules",
+        "--take-over",
         "--coexist-with-kube-proxy",
         "--service-proxy-name",
         "--remove-stale",
+        "--hardening",
         "EDGESPLICE_PROXY_PORT",
     ] {
         assert!(help.contains(flag), "run --help lacks {flag}");

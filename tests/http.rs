@@ -9,6 +9,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use lab::{Agent, Lab, Node, Pod, Process, Server, eventually, objects, read_all};
+use nix::errno::Errno;
 use serde_json::{Value, json};
 
 const IP: &str = "10.96.0.20";
@@ -222,4 +223,75 @@ fn requests_are_written_down_where_that_is_wished() {
     assert_eq!(entry["service"], "default/web:http-0/TCP");
     assert_eq!(entry["backend"], format!("{}:8080", web.v4));
     drop(agent);
+}
+
+/// Sends one request for `host` to `at` from `from`. Gives the status and the body.
+fn ask_for(from: &Pod, host: &str, at: &str) -> (u16, String) {
+    let mut reader = BufReader::new(from.connect(at).expect("the gate accepts"));
+    write!(reader.get_mut(), "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")
+        .expect("a request");
+    let head = read_head(&mut reader).expect("an answer");
+    let mut body = String::new();
+    let _ = reader.read_to_string(&mut body);
+    let served =
+        head.iter().find_map(|line| line.to_lowercase().strip_prefix("x-served-by: ").map(str::to_owned));
+    let status = head[0].split(' ').nth(1).and_then(|code| code.parse().ok()).expect("a status");
+    (status, served.unwrap_or(body))
+}
+
+/// The oldest EdgeMesh let all names lead to its own address, and `Host` decide.
+fn names_choose_at_the_link_local_address(backend: &str) {
+    let lab = Lab::new(&format!("http-gate-{backend}"));
+    let node = lab.node("a");
+    let (client, web, db) = (node.pod("client"), node.pod("web0"), node.pod("db"));
+    let _servers = (named(&web, 0), named(&db, 1));
+    let (http, tcp) = ([("http-0", 80, 8080, "TCP")], [("tcp-0", 3306, 8080, "TCP")]);
+    let objects = objects::list([
+        objects::service("web", &[IP], &http),
+        objects::slice("web", &[("http-0", 8080, "TCP")], &[&web.v4]),
+        objects::service("db", &["10.96.0.21"], &tcp),
+        objects::slice("db", &[("tcp-0", 8080, "TCP")], &[&db.v4]),
+    ]);
+    let gate = "169.254.96.16:80";
+    let before = client.connect(gate).err();
+    assert!(before.is_some(), "nobody is there yet");
+    let agent =
+        Agent::on(&node).manifest("web.json", &objects).backend(backend).args(&["--dns", "auto"]).start();
+    let port = agent.status()["proxy"]["port"].as_u64().expect("the acceptor's port");
+    for host in ["web", "web.default", "web.default.svc.cluster.local", "WEB.default:80"] {
+        assert_eq!(ask_for(&client, host, gate), (200, "web0".to_owned()), "{host} from a pod");
+    }
+    let curl = |host: &str, at: &str| {
+        let line = format!("curl -s -m 10 -o /dev/null -w %{{http_code}} -H Host:{host} http://{at}/");
+        node.run(&line.split(' ').collect::<Vec<_>>()).stdout
+    };
+    assert_eq!(curl("web.default", gate), "200", "from the host");
+    for host in ["db.default", "nobody.default", "web.other", "example.com", "web.default:3306"] {
+        assert_eq!(ask_for(&client, host, gate).0, 421, "{host}");
+    }
+    assert_eq!(curl("nobody", gate), "421");
+    // What is no HTTP is reset; what no HTTP port has as its number, and the acceptor itself, refuse.
+    let mut other = client.connect(gate).expect("the gate accepts");
+    other.write_all(b"\x16\x03\x01\x02\x00").expect("bytes");
+    assert!(read_all(&mut other).is_err(), "a reset");
+    for at in
+        ["169.254.96.16:3306".to_owned(), "169.254.96.16:8080".to_owned(), format!("169.254.96.16:{port}")]
+    {
+        assert_eq!(client.connect(&at).err(), Some(Errno::ECONNREFUSED), "{at}");
+    }
+    // Without backends there is no such port.
+    agent.write("web.json", &objects::list([objects::service("web", &[IP], &http)]));
+    eventually("the port is gone", LIMIT, || client.connect(gate).is_err().then_some(()));
+    assert_eq!(agent.stop(), 0);
+    assert_eq!(client.connect(gate).err(), before, "as if the agent had never been there");
+}
+
+#[test]
+fn names_choose_at_the_link_local_address_nft() {
+    names_choose_at_the_link_local_address("nft");
+}
+
+#[test]
+fn names_choose_at_the_link_local_address_legacy() {
+    names_choose_at_the_link_local_address("legacy");
 }

@@ -11,7 +11,9 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("net", &[]),
     ("obs", &[]),
     ("life", &[]),
-    ("keeper", &[]),
+    ("confine", &[]),
+    ("handover", &[]),
+    ("keeper", &["confine"]),
     ("config", &[]),
     ("source", &["config"]),
     ("model", &["config", "source"]),
@@ -19,8 +21,13 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("dns", &["config", "model"]),
     ("balance", &["config", "model"]),
     ("proxy", &["config", "model", "balance"]),
-    ("app", &["config", "source", "model", "rules", "dns", "balance", "proxy", "keeper"]),
+    (
+        "app",
+        &["config", "source", "model", "rules", "dns", "balance", "proxy", "confine", "keeper", "handover"],
+    ),
     ("cli", &["config", "source", "model", "rules", "dns", "app", "keeper"]),
+    // Readers of every module under hostile input; built for tests and fuzzing alone.
+    ("fuzzing", &["config", "source", "model", "rules", "dns", "proxy", "cli"]),
     // The two roots name every module.
     ("lib", &[]),
     ("main", &["cli"]),

@@ -900,7 +900,7 @@ fn a_disk_that_hangs_holds_up_no_update() {
         all_watched(&server).await;
         eventually("the file", || dir.path().join("last-good.json").exists()).await;
         let (release, hanging) = std::sync::mpsc::channel::<()>();
-        let hangs = tokio::task::spawn_blocking(move || drop(hanging.recv()));
+        let hangs = tokio::task::spawn_blocking(move || _ = hanging.recv());
         server.set("services", service("first", "10.96.0.51"));
         mirror.equal_to(&server).await;
         // The write that this one was worth is under way by now.

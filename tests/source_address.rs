@@ -115,3 +115,22 @@ fn a_backend_on_this_node_sees_its_client(backend: &str) {
     assert_eq!(seen(&routed, &direct.to_string()), Ok(routed.v4.to_string()));
     eventually("all have ended", LIMIT, || (agent.status()["proxy"]["activeConnections"] == 0).then_some(()));
 }
+
+/// What is answered to clients is led here by a mark, whoever they are; a kernel that follows marks back to a sender
+/// would find this node instead of every pod. So the one option is given up, and says so.
+#[test]
+fn it_is_given_up_where_the_kernel_follows_marks_back() {
+    let lab = Lab::new("source-marks");
+    let a = lab.node("a");
+    a.sysctl("net/ipv4/conf/all/src_valid_mark", "1");
+    let (pod, web) = (a.pod("pod"), a.pod("web"));
+    let _witness = witness(&web);
+    let objects = objects::list(service("web", 1, [&web.v4, &web.v6], false));
+    let agent = Agent::on(&a).backend("nft").manifest("objects.json", &objects).start();
+    let status = agent.status();
+    assert_ne!(status["rules"]["keepsSource"], true, "{status}");
+    assert!(status.to_string().contains("src_valid_mark is 1"), "{status}");
+    assert_eq!(pod.connect("10.96.3.1:81").map(drop), Err(nix::errno::Errno::ECONNREFUSED));
+    let seen = seen(&pod, "10.96.3.1:80").expect("an answer");
+    assert_ne!(seen, *pod.v4);
+}

@@ -305,6 +305,47 @@ fn a_new_flow_finds_a_place_when_all_are_taken() {
     assert_eq!(status["proxy"]["udpDroppedTotal"], 0, "{status}");
 }
 
+/// A flood takes places from the service that is flooded, and there from the client that has most of them.
+#[test]
+fn a_flood_takes_no_place_of_others() {
+    let manifest = objects::list(
+        [
+            service("echo", &["10.96.0.50"], 7000, &["192.168.77.2"], &[]),
+            service("beside", &["10.96.0.51"], 7000, &["192.168.77.2"], &[]),
+        ]
+        .concat(),
+    );
+    let lab = Lab::new("udp-flood");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let agent = Agent::on(&a)
+        .backend("nft")
+        // An eighth of them: 200 flows.
+        .wrapped(&["prlimit", "--nofile=1600:1600"])
+        .manifest("cluster.json", &manifest)
+        .start();
+    let _echo = Datagrams::echo(&b, 7000);
+    let (quiet, loud) = (a.pod("quiet"), a.pod("loud"));
+    let open = |pod: &Pod, to: &str| (0..20).map(|_| pod.udp_from(0, to)).collect::<Vec<_>>();
+    let others: Vec<UdpSocket> = ["10.96.0.51:5000", ECHO].iter().flat_map(|to| open(&quiet, to)).collect();
+    let others_ask = |when: &str| {
+        for (n, socket) in others.iter().enumerate() {
+            assert_eq!(ask(socket, b"?"), Ok(b"?".to_vec()), "flow {n} {when}\n{}", agent.log());
+        }
+    };
+    others_ask("before");
+    // Kept, so that no port is used twice.
+    let flood: Vec<UdpSocket> = (0..600).map(|_| loud.udp_from(0, ECHO)).collect();
+    for (n, socket) in flood.iter().enumerate() {
+        assert_eq!(ask(socket, b"!"), Ok(b"!".to_vec()), "flow {n} of the flood\n{}", agent.log());
+    }
+    others_ask("after");
+    let status = agent.status();
+    assert_eq!(status["proxy"]["udpFlows"], 200, "{status}");
+    // None of theirs was begun a second time.
+    assert_eq!(agent.service("beside")["connectionsTotal"], 20, "{status}");
+    assert_eq!(agent.service("echo")["connectionsTotal"], 620, "{status}");
+}
+
 /// Many datagrams handed to the kernel at once, as QUIC does: they arrive one by one, unchanged, and so do the answers,
 /// also where they cannot travel together because the way to the backend takes smaller packets.
 #[test]
@@ -493,6 +534,31 @@ fn clients_outside_are_served_nft() {
 #[test]
 fn clients_outside_are_served_legacy() {
     from_outside("legacy", false);
+}
+
+/// A kernel that looks for the way back to a sender by the packet's mark, as `wg-quick` wants it, finds the sender.
+#[test]
+fn a_kernel_that_follows_marks_back_is_no_obstacle() {
+    for strict in ["0", "1"] {
+        let outside_of =
+            Outside::new(&format!("udp-marks{strict}"), "nft", true, &outside(&json!({}), &[("b", 2)]));
+        let scene = &outside_of.scene;
+        scene.a.sysctl("net/ipv4/conf/all/src_valid_mark", "1");
+        scene.a.sysctl("net/ipv4/conf/all/rp_filter", strict);
+        let all = [NODE_PORT, NODE_PORT_V6, VIP, VIP_V6];
+        outside_of.all_get(&all, &Ok("from b"));
+        for (place, client) in scene.clients() {
+            for to in [ECHO, ECHO_V6] {
+                assert_eq!(said(client.ask_udp(to, b"?")).as_deref(), Ok("from b"), "from {place} to {to}");
+            }
+            for to in ["10.96.0.50:5001", "[fd00:10:96::50]:5001", "10.96.7.7:80", "[fd00:10:96::7]:80"] {
+                assert_eq!(client.connect(to).map(drop), Err(Errno::ECONNREFUSED), "from {place} to {to}");
+            }
+        }
+        scene.agent.write("cluster.json", &outside(&json!({}), &[]));
+        outside_of.all_get(&all, &Err(Errno::ECONNREFUSED));
+        assert_eq!(scene.agent.status()["warnings"], json!([]));
+    }
 }
 
 /// What a process of the node has stays its own, and a backend that is a node port of this very node is no way.

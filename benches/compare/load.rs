@@ -15,6 +15,14 @@ use crate::origin::{ANSWER, BULK_CHUNK, BULK_PORT, CLOSE, HTTP_PORT, REQUEST};
 const KEEP_ALIVE: usize = 32;
 /// Connections that are opened at the same time by the load of new connections.
 const OPENING: usize = 8;
+/// The load of new connections at a given rate opens those that are due so often.
+const BEAT: Duration = Duration::from_millis(1);
+/// Share of a contender's peak rate at which its tail is looked at.
+const SHARE: f64 = 0.8;
+/// Its key: it needs the rate that [`PEAK`] came to.
+pub(crate) const AT_SHARE: &str = "atShare";
+/// The measure whose rate is a contender's peak.
+pub(crate) const PEAK: &str = "newConnections";
 
 /// One kind of load.
 pub(crate) struct Measure {
@@ -26,7 +34,7 @@ pub(crate) struct Measure {
     pub(crate) unit: &'static str,
     /// What processor time is divided by: so many counts.
     pub(crate) per: f64,
-    work: fn(&Contender, Duration) -> Tally,
+    work: fn(&Contender, Duration, f64) -> Tally,
     /// From counts a second to the unit.
     scale: f64,
 }
@@ -41,6 +49,8 @@ pub(crate) struct Outcome {
     pub(crate) p50_us: f64,
     /// 99th percentile of latency in microseconds; 0 for bulk.
     pub(crate) p99_us: f64,
+    /// The slowest, in microseconds; 0 for bulk.
+    pub(crate) max_us: f64,
     /// Milliseconds of processor time of the contender's processes, per GB, 1,000 requests or 1,000 connections.
     pub(crate) own_cpu_ms: f64,
     /// The same for the whole machine: client, server and the kernel's packet work too.
@@ -50,13 +60,13 @@ pub(crate) struct Outcome {
 }
 
 /// Every measure, in the order of the table.
-pub(crate) const MEASURES: [Measure; 5] = [
+pub(crate) const MEASURES: [Measure; 6] = [
     Measure {
         key: "bulk1",
         title: "bulk, 1 stream",
         unit: "Gbit/s",
         per: 1e9,
-        work: |c, d| bulk(c, d, 1),
+        work: |c, d, _| bulk(c, d, 1),
         scale: 8e-9,
     },
     Measure {
@@ -64,7 +74,7 @@ pub(crate) const MEASURES: [Measure; 5] = [
         title: "bulk, 8 streams",
         unit: "Gbit/s",
         per: 1e9,
-        work: |c, d| bulk(c, d, 8),
+        work: |c, d, _| bulk(c, d, 8),
         scale: 8e-9,
     },
     Measure {
@@ -72,18 +82,33 @@ pub(crate) const MEASURES: [Measure; 5] = [
         title: "keep-alive, 32 connections",
         unit: "requests/s",
         per: 1e3,
-        work: |c, d| in_runtime(c, d, KEEP_ALIVE, requests),
+        work: |c, d, _| in_runtime(c, d, KEEP_ALIVE, requests),
         scale: 1.0,
     },
     Measure {
-        key: "newConnections",
+        key: PEAK,
         title: "new connections, 8 at a time",
         unit: "connections/s",
         per: 1e3,
-        work: |c, d| in_runtime(c, d, OPENING, connections),
+        work: |c, d, _| in_runtime(c, d, OPENING, connections),
         scale: 1.0,
     },
-    Measure { key: "latency", title: "one connection", unit: "requests/s", per: 1e3, work: ping, scale: 1.0 },
+    Measure {
+        key: AT_SHARE,
+        title: "new connections at 80 % of that rate",
+        unit: "connections/s",
+        per: 1e3,
+        work: at_share,
+        scale: 1.0,
+    },
+    Measure {
+        key: "latency",
+        title: "one connection",
+        unit: "requests/s",
+        per: 1e3,
+        work: |c, d, _| ping(c, d),
+        scale: 1.0,
+    },
 ];
 
 /// What the clients of a load noted.
@@ -96,11 +121,24 @@ struct Tally {
     failed: u64,
 }
 
+impl Tally {
+    /// Notes how a connection went.
+    fn note(&mut self, waited: &std::io::Result<u64>) {
+        match waited {
+            Ok(nanoseconds) => {
+                self.latencies.push(*nanoseconds);
+                self.count += 1;
+            }
+            Err(_) => self.failed += 1,
+        }
+    }
+}
+
 impl Measure {
-    /// Runs the load through `contender` for about `length`.
-    pub(crate) fn run(&self, contender: &Contender, length: Duration) -> Outcome {
+    /// Runs the load through `contender` for about `length`. `peak` is the rate that [`PEAK`] came to last.
+    pub(crate) fn run(&self, contender: &Contender, length: Duration, peak: f64) -> Outcome {
         let (before, started) = (Cpu::now(&contender.pids), Instant::now());
-        let mut tally = contender.client.enter(|| (self.work)(contender, length));
+        let mut tally = contender.client.enter(|| (self.work)(contender, length, peak));
         let (took, (own, all)) = (started.elapsed(), Cpu::now(&contender.pids).since(before));
         assert!(tally.count > 0, "{} through {}: nothing came through", self.key, contender.kind);
         let units = tally.count as f64 / self.per;
@@ -110,6 +148,7 @@ impl Measure {
             rate: tally.count as f64 / took.as_secs_f64() * self.scale,
             p50_us: percentile(&tally.latencies, 50),
             p99_us: percentile(&tally.latencies, 99),
+            max_us: percentile(&tally.latencies, 100),
             own_cpu_ms: milliseconds(own),
             all_cpu_ms: milliseconds(all),
             failed: tally.failed,
@@ -191,35 +230,55 @@ async fn requests(to: SocketAddr, end: Instant) -> Tally {
     tally
 }
 
-/// Connection after connection: connect, ask, read the answer, close. The latency is up to the first byte.
+/// Connection after connection.
 async fn connections(to: SocketAddr, end: Instant) -> Tally {
     let mut tally = Tally::default();
-    let mut request = [b'r'; REQUEST];
-    request[REQUEST - 1] = CLOSE;
     while Instant::now() < end {
-        let started = Instant::now();
-        let exchange = async {
-            let mut stream = tokio::net::TcpStream::connect(to).await?;
-            stream.write_all(&request).await?;
-            let mut answer = vec![0; ANSWER];
-            let first = stream.read(&mut answer).await?;
-            let waited = nanoseconds(started);
-            let rest = stream.read_to_end(&mut answer).await?;
-            if first + rest == ANSWER {
-                Ok(waited)
-            } else {
-                Err(std::io::Error::from(ErrorKind::UnexpectedEof))
-            }
-        };
-        match exchange.await {
-            Ok(waited) => {
-                tally.latencies.push(waited);
-                tally.count += 1;
-            }
-            Err(_) => tally.failed += 1,
-        }
+        tally.note(&connection(to, Instant::now()).await);
     }
     tally
+}
+
+/// Connect, ask, read the answer, close. The latency in nanoseconds is from `since` up to the first byte.
+async fn connection(to: SocketAddr, since: Instant) -> std::io::Result<u64> {
+    let mut request = [b'r'; REQUEST];
+    request[REQUEST - 1] = CLOSE;
+    let mut stream = tokio::net::TcpStream::connect(to).await?;
+    stream.write_all(&request).await?;
+    let mut answer = vec![0; ANSWER];
+    let first = stream.read(&mut answer).await?;
+    let waited = nanoseconds(since);
+    let rest = stream.read_to_end(&mut answer).await?;
+    if first + rest == ANSWER { Ok(waited) } else { Err(ErrorKind::UnexpectedEof.into()) }
+}
+
+/// New connections at [`SHARE`] of `peak`, whether those before have been answered or not. The latency is from the
+/// moment at which a connection was due, so that one that is held up is not hidden by those that wait behind it.
+fn at_share(contender: &Contender, length: Duration, peak: f64) -> Tally {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let to = address(contender, HTTP_PORT);
+    let each_beat = peak * SHARE * BEAT.as_secs_f64();
+    runtime.block_on(async {
+        let mut beats = tokio::time::interval(BEAT);
+        let (mut due, end) = (0.0, Instant::now() + length);
+        let mut under_way = tokio::task::JoinSet::new();
+        let mut tally = Tally::default();
+        while Instant::now() < end {
+            let beat = beats.tick().await.into_std();
+            due += each_beat;
+            while due >= 1.0 {
+                due -= 1.0;
+                under_way.spawn(connection(to, beat));
+            }
+            while let Some(done) = under_way.try_join_next() {
+                tally.note(&done.expect("a client does not panic"));
+            }
+        }
+        while let Some(done) = under_way.join_next().await {
+            tally.note(&done.expect("a client does not panic"));
+        }
+        tally
+    })
 }
 
 /// One connection, one request at a time, on a blocking thread.

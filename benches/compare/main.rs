@@ -7,7 +7,7 @@
 //!
 //! Run it with `make bench`. `QUICK=1` makes it short; `ROWS=direct,dnat,haproxy,nginx,edgesplice,held` picks contenders
 //! (`held` is edgesplice with `intercept.connect: before-accept`, left out unless it is named),
-//! `MEASURES=bulk1,bulk8,keepAlive,newConnections,latency,size` what is measured, and `OTHER=path` takes another build of
+//! `MEASURES=bulk1,bulk8,keepAlive,newConnections,atShare,latency,size` what is measured (`atShare` needs `newConnections`), and `OTHER=path` takes another build of
 //! edgesplice in as a contender.
 
 // It is a program for people: it prints.
@@ -28,11 +28,12 @@ mod scale;
 #[path = "../../tests/lab/mod.rs"]
 mod lab;
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use contenders::{Contender, HELD, KINDS, OTHER};
 use lab::Lab;
-use load::{MEASURES, Outcome};
+use load::{AT_SHARE, MEASURES, Outcome, PEAK};
 use report::Report;
 
 /// How long and how often is measured.
@@ -72,15 +73,22 @@ fn main() {
         .map(|kind| Contender::new(kind, &lab, &origin))
         .collect();
     let mut report = Report::new(&facts, &contenders, &plan);
+    let mut peaks: HashMap<&str, f64> = HashMap::new();
     for round in 0..plan.rounds {
         for measure in MEASURES.iter().filter(|measure| measured(measure.key)) {
             for place in 0..contenders.len() {
                 // Another one goes first in each round.
                 let contender = &contenders[(place + round) % contenders.len()];
+                let peak = peaks.get(contender.kind).copied();
+                // Without a peak there is no share of it.
+                let Some(peak) = peak.or((measure.key != AT_SHARE).then_some(0.0)) else { continue };
                 if round == 0 {
-                    measure.run(contender, plan.each / 5);
+                    measure.run(contender, plan.each / 5, peak);
                 }
-                let outcome: Outcome = measure.run(contender, plan.each);
+                let outcome: Outcome = measure.run(contender, plan.each, peak);
+                if measure.key == PEAK {
+                    peaks.insert(contender.kind, outcome.rate);
+                }
                 report.add(measure.key, contender.kind, outcome);
             }
             eprint!(".");

@@ -13,7 +13,7 @@ use crate::contenders::Contender;
 use crate::facts::Facts;
 use crate::figure::short;
 use crate::goals::{self, Goal};
-use crate::load::{MEASURES, Measure, Outcome};
+use crate::load::{AT_SHARE, MEASURES, Measure, Outcome};
 use crate::plot;
 use crate::scale::Size;
 
@@ -26,7 +26,9 @@ contender share the machine's cores, so the figures compare within one run only.
 network namespaces joined by veth; each contender has a node of its own. `direct` is plain forwarding without any rule;
 `kernel DNAT` is one nat rule a port. HAProxy runs with `nbthread 2` and `splice-auto`, nginx with two workers; a
 REDIRECT of the ClusterIP leads to either. Bulk goes from the backend to the client. A request is 128 bytes, an answer
-256. The latency of a new connection runs from connect to the first byte of the answer. `own CPU` is the user and
+256. The latency of a new connection runs from connect to the first byte of the answer; at 80 % of each contender's own
+rate, connections are opened when they are due, a bunch a millisecond, however many are under way, and the latency
+runs from then. `own CPU` is the user and
 system time of the contender's processes; `machine CPU` is that of the whole machine in `/proc/stat`, client, server
 and softirq included, so that kernel DNAT's work is counted. Either is per GB, per 1,000 requests or per 1,000 connections.
 ";
@@ -115,10 +117,16 @@ impl<'a> Report<'a> {
                 ratio("newConnections", |o| o.rate),
             ),
             Goal::at_most(
-                "new connections, p99 to the first byte, ms",
-                "≤ 20, no tail of one second",
+                "new connections at 80 % of the peak rate, p99 to the first byte, ms",
+                "≤ 20",
                 20.0,
-                self.median("newConnections", OURS, |o| o.p99_us) / 1e3,
+                self.median(AT_SHARE, OURS, |o| o.p99_us) / 1e3,
+            ),
+            Goal::at_most(
+                "the slowest of them, all rounds, ms",
+                "no tail of one second",
+                900.0,
+                self.slowest(AT_SHARE, OURS) / 1e3,
             ),
             Goal::at_most("one connection, added p50, µs", "≤ 35", 35.0, added(|o| o.p50_us)),
             Goal::at_most("one connection, added p99, µs", "≤ 200", 200.0, added(|o| o.p99_us)),
@@ -153,6 +161,12 @@ impl<'a> Report<'a> {
         values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
     }
 
+    /// The slowest of all rounds, in microseconds.
+    fn slowest(&self, measure: &'static str, kind: &'static str) -> f64 {
+        let outcomes = self.outcomes.get(&(measure, kind)).into_iter().flatten();
+        outcomes.map(|outcome| outcome.max_us).fold(f64::NAN, f64::max)
+    }
+
     fn table(&self, style: TableStyle) -> Table {
         let mut table = Table::new();
         table.load_style(style);
@@ -168,6 +182,12 @@ impl<'a> Report<'a> {
         }
         self.size_row(&mut table, "resident memory, 1,000 services, MB", |size| {
             size.resident_kib.map(|kib| kib as f64 / 1024.0)
+        });
+        self.size_row(&mut table, "  without counting shared pages twice, MB", |size| {
+            size.proportional_kib.map(|kib| kib as f64 / 1024.0)
+        });
+        self.size_row(&mut table, "  of that of its own, MB", |size| {
+            size.private_kib.map(|kib| kib as f64 / 1024.0)
         });
         self.size_row(&mut table, "start to ready, 1,000 services, ms", |size| Some(size.ready_ms));
         self.size_row(&mut table, "second start, ms", |size| size.again_ms);
@@ -195,6 +215,11 @@ impl<'a> Report<'a> {
         if !bulk {
             table.add_row(row("  p50, µs".to_owned(), |outcome| outcome.p50_us));
             table.add_row(row("  p99, µs".to_owned(), |outcome| outcome.p99_us));
+        }
+        if measure.key == AT_SHARE {
+            let slowest = |kind: &&'static str| short(self.slowest(measure.key, kind) / 1e3);
+            let title = "  the slowest of all rounds, ms".to_owned();
+            table.add_row(std::iter::once(title).chain(self.kinds.iter().map(slowest)));
         }
         if measure.key == "latency" {
             let direct = self.median(measure.key, "direct", |outcome| outcome.p50_us);
@@ -238,6 +263,7 @@ impl<'a> Report<'a> {
                         "rate": median(|outcome| outcome.rate),
                         "p50Us": median(|outcome| outcome.p50_us),
                         "p99Us": median(|outcome| outcome.p99_us),
+                        "maxUs": Some(self.slowest(measure.key, kind)).filter(|slowest| slowest.is_finite()),
                         "ownCpuMs": median(|outcome| outcome.own_cpu_ms),
                         "allCpuMs": median(|outcome| outcome.all_cpu_ms),
                         "rounds": self.outcomes.get(&(measure.key, *kind)),

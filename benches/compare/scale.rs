@@ -20,6 +20,10 @@ const FIRST_PORT: u16 = 20_000;
 pub(crate) struct Size {
     /// Resident memory of the processes together, in KiB; none where there is no process.
     pub(crate) resident_kib: Option<u64>,
+    /// The same with each page that several map counted in parts (`Pss`).
+    pub(crate) proportional_kib: Option<u64>,
+    /// What no other process maps and no file backs (`Private_Dirty`).
+    pub(crate) private_kib: Option<u64>,
     /// Milliseconds from start to ready.
     pub(crate) ready_ms: f64,
     /// The same for a second start, where something was kept from the first.
@@ -45,9 +49,10 @@ pub(crate) fn measure(kind: &str, lab: &Lab) -> Option<Size> {
     let ready = started.elapsed();
     // What is still being set up counts.
     std::thread::sleep(Duration::from_secs(1));
-    let resident = process.is_some().then(|| cpu::resident(&cpu::pids(&node)));
+    let pids = process.is_some().then(|| cpu::pids(&node));
+    let size = size(pids.as_deref(), ready, again, &node);
     drop::<(_, Option<Agent>)>((process, agent));
-    Some(size(resident, ready, again, &node))
+    Some(size)
 }
 
 fn measure_agent(kind: &str, node: &Node) -> Size {
@@ -66,18 +71,29 @@ fn measure_agent(kind: &str, node: &Node) -> Size {
     running.stop();
     let (running, again) = start();
     std::thread::sleep(Duration::from_secs(1));
-    let resident = cpu::resident(&[running.pid(), running.worker()]);
-    size(Some(resident), first, Some(again), node)
+    size(Some(&[running.pid(), running.worker()]), first, Some(again), node)
 }
 
-fn size(resident_kib: Option<u64>, ready: Duration, again: Option<Duration>, node: &Node) -> Size {
+fn size(pids: Option<&[u32]>, ready: Duration, again: Option<Duration>, node: &Node) -> Size {
     let milliseconds = |time: Duration| time.as_secs_f64() * 1e3;
     Size {
-        resident_kib,
+        resident_kib: pids.map(cpu::resident),
+        proportional_kib: pids.map(|pids| mapped(pids, "Pss:")),
+        private_kib: pids.map(|pids| mapped(pids, "Private_Dirty:")),
         ready_ms: milliseconds(ready),
         again_ms: again.map(milliseconds),
         rules: node.rule_count(),
     }
+}
+
+/// One line of the processes' `smaps_rollup` together, in KiB.
+fn mapped(pids: &[u32], field: &str) -> u64 {
+    let of = |pid: &u32| -> Option<u64> {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).ok()?;
+        let line = text.lines().find(|line| line.starts_with(field))?;
+        line.split_whitespace().nth(1)?.parse().ok()
+    };
+    pids.iter().filter_map(of).sum()
 }
 
 fn cluster_ip(service: u16) -> String {

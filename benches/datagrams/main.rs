@@ -76,7 +76,9 @@ fn udp(plan: &Plan) -> Half {
     let all: Vec<ways::Way> = ways::KINDS.iter().map(|kind| ways::Way::new(kind, &lab, &origin)).collect();
     let mut half = Half::new("UDP echo", Some("kernel DNAT"), "datagrams");
     rounds(plan, &all, &ways::LOADS, &mut half);
-    half.sessions = all.iter().find(|way| way.kind == ways::OURS).map(ways::memory_per_session);
+    half.overflowed = all.iter().map(|way| (way.kind, way.overflowed())).collect();
+    drop(all);
+    half.sessions = Some(ways::memory_per_session(&lab, &origin));
     half
 }
 

@@ -39,6 +39,8 @@ pub(crate) struct Half {
     outcomes: BTreeMap<(&'static str, &'static str), Vec<Outcome>>,
     /// Bytes of resident memory for each flow.
     pub(crate) sessions: Option<f64>,
+    /// Datagrams that had no room in the sockets of a contender's node, in all loads together.
+    pub(crate) overflowed: Vec<(&'static str, u64)>,
     /// Resident memory of contenders, in KiB.
     pub(crate) resident: Vec<(&'static str, u64)>,
 }
@@ -54,6 +56,7 @@ impl Half {
             kinds: Vec::new(),
             outcomes: BTreeMap::new(),
             sessions: None,
+            overflowed: Vec::new(),
             resident: Vec::new(),
         }
     }
@@ -98,6 +101,11 @@ impl Half {
                 table.add_row(std::iter::once("  lost, all rounds".to_owned()).chain(cells));
             }
         }
+        if !self.overflowed.is_empty() {
+            let cells = self.overflowed.iter().map(|(_, count)| count.to_string());
+            let title = "no room in a socket of the node (RcvbufErrors), all loads and rounds";
+            table.add_row(std::iter::once(title.to_owned()).chain(cells));
+        }
         if !self.resident.is_empty() {
             let cells = self.resident.iter().map(|(_, kib)| short(*kib as f64 / 1024.0));
             table.add_row(std::iter::once("resident memory, MB".to_owned()).chain(cells));
@@ -135,7 +143,7 @@ impl Half {
             ((*load).to_owned(), Value::Object(kinds.collect()))
         };
         json!({"loads": Value::Object(self.order.iter().map(of).collect()), "bytesPerFlow": self.sessions,
-            "residentKib": self.resident})
+            "overflowed": self.overflowed, "residentKib": self.resident})
     }
 }
 

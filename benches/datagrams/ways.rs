@@ -17,7 +17,7 @@ const CLUSTER_IP: &str = "10.96.0.10";
 const PORT: u16 = 7000;
 /// Where nginx listens.
 const NGINX_PORT: u16 = 11_082;
-/// Clients of the memory measurement, which is also the largest load.
+/// Clients of the largest load, and of the memory measurement.
 const CROWD: usize = 2_000;
 
 /// Every load, in the order of the table.
@@ -34,6 +34,7 @@ pub(crate) const LOADS: [Load<Way>; 4] = [
 /// One way.
 pub(crate) struct Way {
     pub(crate) kind: &'static str,
+    node: Node,
     client: Pod,
     to: SocketAddr,
     pids: Vec<u32>,
@@ -57,8 +58,11 @@ pub(crate) fn echo(node: &Node) {
 impl Way {
     /// Sets up `kind` on a new node of `lab`, leading to `origin`.
     pub(crate) fn new(kind: &'static str, lab: &Lab, origin: &Node) -> Self {
-        let node =
-            lab.node(if kind == "kernel DNAT" { "dnat" } else { kind.split(' ').next().unwrap_or(kind) });
+        let name = if kind == "kernel DNAT" { "dnat" } else { kind.split(' ').next().unwrap_or(kind) };
+        Self::on(lab.node(name), kind, origin)
+    }
+
+    fn on(node: Node, kind: &'static str, origin: &Node) -> Self {
         let client = node.pod("client");
         let (mine, backend) = node.wire(origin);
         // The answer to a datagram that keeps the pod's address must find its way.
@@ -87,7 +91,17 @@ impl Way {
         }
         let address = if kind == "direct" { &backend } else { CLUSTER_IP };
         let to = SocketAddr::new(address.parse().expect("an address"), PORT);
-        Self { kind, client, to, pids: cpu::pids(&node), _nginx: nginx, _agent: agent }
+        Self { kind, client, to, pids: cpu::pids(&node), node, _nginx: nginx, _agent: agent }
+    }
+
+    /// Datagrams that the node's sockets had no room for, since it was set up.
+    pub(crate) fn overflowed(&self) -> u64 {
+        let text = self.node.enter(|| std::fs::read_to_string("/proc/thread-self/net/snmp"));
+        let text = text.expect("the node's counters");
+        let mut udp = text.lines().filter(|line| line.starts_with("Udp: "));
+        let (names, values) = (udp.next().unwrap_or_default(), udp.next().unwrap_or_default());
+        let mut pairs = names.split(' ').zip(values.split(' '));
+        pairs.find(|(name, _)| *name == "RcvbufErrors").and_then(|(_, value)| value.parse().ok()).unwrap_or(0)
     }
 
     fn clients(&self, clients: usize, window: usize, size: usize) -> Clients {
@@ -115,9 +129,9 @@ impl Contender for Way {
     }
 }
 
-/// The agent's resident memory for each flow, in bytes: so many clients that it has not seen ask once each.
-pub(crate) fn memory_per_session(way: &Way) -> f64 {
-    let before = cpu::resident(&way.pids);
+/// The agent's resident memory for each flow, in bytes: an agent that has had none is asked once by so many clients.
+pub(crate) fn memory_per_session(lab: &Lab, origin: &Node) -> f64 {
+    let way = Way::on(lab.node("flows"), OURS, origin);
     let ask = |_| {
         let socket = UdpSocket::bind("0.0.0.0:0").expect("a port");
         socket.set_read_timeout(Some(Duration::from_secs(2))).expect("a timeout");
@@ -125,9 +139,11 @@ pub(crate) fn memory_per_session(way: &Way) -> f64 {
         socket.recv(&mut [0; 16]).expect("an answer");
         socket
     };
-    // Twice as many as any load had, so that no place that a flow has left is used again.
-    let sockets: Vec<UdpSocket> = way.client.enter(|| (0..CROWD * 3).map(ask).collect());
+    let first = way.client.enter(|| ask(0));
+    let before = cpu::resident(&way.pids);
+    let sockets: Vec<UdpSocket> = way.client.enter(|| (0..CROWD).map(ask).collect());
     let after = cpu::resident(&way.pids);
+    drop(first);
     (after.saturating_sub(before) * 1024) as f64 / sockets.len() as f64
 }
 

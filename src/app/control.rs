@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use imbl::OrdSet;
 use ipnet::IpNet;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -28,6 +28,8 @@ use crate::source::Update;
 use super::data::Beat;
 use super::doors::{self, Doors};
 use super::health_ports::HealthPorts;
+use super::listeners::Listeners;
+use super::taking::Former;
 use super::ways::Ways;
 
 /// How often this host's routes and addresses are read again: they decide which pods can be dialled directly.
@@ -69,11 +71,20 @@ pub(super) struct Shared {
     pub(super) build_times: Histogram,
     /// When this task last showed that it moves.
     pub(super) control: Beat,
+    /// The listening sockets at fixed addresses.
+    pub(super) listeners: Listeners,
+    /// The agent before, while it still serves what was led to it.
+    pub(super) former: ArcSwap<Former>,
+    /// Something of the above has changed that this task is to look at.
+    pub(super) poke: Notify,
 }
 
 impl Shared {
-    pub(super) fn new(proxy_port: u16, queues: u16) -> Self {
+    pub(super) fn new(proxy_port: u16, queues: u16, former: Option<Former>) -> Self {
         Self {
+            listeners: Listeners::new(former.is_some()),
+            former: ArcSwap::from_pointee(former.unwrap_or_default()),
+            poke: Notify::new(),
             proxy_port,
             queues,
             snapshot: ArcSwap::default(),
@@ -280,6 +291,14 @@ impl Control {
                     let (now, ranges) = (self.shared.snapshot.load_full(), self.shared.ranges.load_full());
                     self.announce(&now, ranges.as_ref().clone());
                 }
+                () = self.shared.poke.notified() => {
+                    self.health.retry();
+                    if !self.shared.listeners.is_waiting() {
+                        self.begin_datagrams();
+                    }
+                    let (now, ranges) = (self.shared.snapshot.load_full(), self.shared.ranges.load_full());
+                    self.announce(&now, ranges.as_ref().clone());
+                }
                 _ = refresh.tick() => {
                     let captured = self.shared.ranges.load().as_ref().clone();
                     let mut local = local(&self.settings, self.shared.proxy_port, captured).await;
@@ -298,8 +317,19 @@ impl Control {
         }
     }
 
+    /// Takes datagrams, once the node is this agent's. What cannot be had is tried again with the next snapshot.
+    fn begin_datagrams(&mut self) {
+        for (frontend, error) in self.udp.begin() {
+            warn!(%error, "the socket for {frontend} cannot be opened");
+            if self.served.remove(&frontend).is_some() {
+                self.unopened.insert(frontend, format!("{frontend} is refused: {error}"));
+            }
+        }
+    }
+
     fn listening(&self, ports: &BTreeSet<(Protocol, u16)>) -> BTreeSet<Frontend> {
-        doors::listening(ports, |at, _| self.udp.is_open(at))
+        let former = self.shared.former.load();
+        doors::listening(ports, |at, inode| self.udp.is_open(at) || former.sockets.contains(&inode))
     }
 
     fn take(&mut self, update: Update) {
@@ -437,17 +467,23 @@ impl Control {
         for frontend in held.iter().flat_map(Held::frontends).filter(|held| !names.contains(held)) {
             served.remove(&frontend);
         }
+        let listeners = self.shared.dns_listen.load();
+        let mut external = self.doors.captured().clone();
+        if self.settings.proxy.http.on {
+            external.extend(super::gate::doors(now, &listeners));
+        }
         let wanted = Wanted {
-            external: self.doors.captured().clone(),
+            external,
             health: health(now),
             pods: now.here.pods.clone(),
             ranges,
             skip: skipped(now),
             served,
-            listeners: self.shared.dns_listen.load().as_ref().clone(),
+            listeners: listeners.as_ref().clone(),
             queues: self.shared.queues,
             keep_source: self.keep_source,
             proxy_port: self.shared.proxy_port,
+            former_port: self.shared.former.load().port,
             own_mark: self.settings.intercept.own_mark,
             refuse_mark: self.settings.intercept.refuse_mark,
         };

@@ -15,13 +15,14 @@ use tokio::sync::mpsc;
 use crate::balance::Upstreams;
 use crate::config::ProxySettings;
 use crate::life::Drain;
+use crate::life::pen::Pen;
 use crate::proxy::{Proxy, Shard};
 
 /// Threads at most, where the user did not say: an edge node's cores are for its pods.
 const MOST_WORKERS: usize = 2;
 /// Longest wait of clients that queued while no worker lived for the first snapshot: without a disk cache it may take
 /// for ever, and they are better told.
-const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
+pub(super) const FIRST_SNAPSHOT: Duration = Duration::from_secs(5);
 /// How often a thread shows that it moves.
 const BEAT: Duration = Duration::from_secs(1);
 /// How old the last beat may be before a thread counts as stuck.
@@ -85,12 +86,14 @@ pub(super) fn threads(settings: &ProxySettings) -> usize {
 
 impl DataPlane {
     /// Starts a thread with a runtime for each of the acceptor's sockets and serves there.
-    /// `adopted`: clients may have queued on the sockets already, so nobody is served before there is a snapshot.
+    /// `adopted`: clients may have queued on the sockets already, so nobody is served before there is a snapshot. `pen`:
+    /// nor before the node is this agent's: whoever comes earlier is another's.
     pub(super) fn start(
         proxy: Proxy,
         upstreams: &Arc<Upstreams>,
         drain: &Drain,
         adopted: bool,
+        pen: &Arc<Pen>,
     ) -> anyhow::Result<Self> {
         let shards = proxy.into_shards();
         let pulse = Pulse::new(shards.len());
@@ -105,7 +108,12 @@ impl DataPlane {
             runtimes.push(runtime.handle().clone());
             let (waited, stop) = (Arc::clone(upstreams), drain.stop().clone());
             let serving = serve(shard, number, pulse.clone(), Arc::clone(upstreams), drain.clone());
+            let pen = Arc::clone(pen);
             let work = async move {
+                tokio::select! {
+                    () = pen.held() => {}
+                    () = stop.cancelled() => {}
+                }
                 if adopted {
                     tokio::select! {
                         () = waited.begun() => {}

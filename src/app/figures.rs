@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use tokio::runtime::Handle;
 
+use crate::keeper::Restarts;
 use crate::net::sock;
 use crate::obs::meter::Histogram;
 use crate::obs::metrics::{Figures, Runtime};
@@ -19,6 +20,8 @@ pub(super) struct Meters {
     pub(super) rules_times: Arc<Histogram>,
     /// Each with its name.
     pub(super) runtimes: Vec<(String, Handle)>,
+    /// How often the keeper has started the agent again.
+    pub(super) restarts: Restarts,
 }
 
 impl Reporter {
@@ -45,6 +48,7 @@ impl Reporter {
             probes: self.prober.seen.results.read(),
             probe_times: self.prober.seen.times.read(),
             runtimes: self.meters.runtimes.iter().map(|(name, handle)| Runtime::of(name, handle)).collect(),
+            restarts: vec![("died", self.meters.restarts.died), ("stuck", self.meters.restarts.stuck)],
             admin_requests: Vec::new(),
         }
     }

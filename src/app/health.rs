@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Acquire;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -19,7 +19,7 @@ use crate::model::{Frontend, Protocol};
 use crate::net::listening;
 use crate::obs::api::Condition;
 use crate::obs::meter::{Histogram, Tally};
-use crate::proxy::{Knock, Reply};
+use crate::proxy::{Counters, Knock, Reply};
 
 use super::control::Shared;
 use super::data::Pulse;
@@ -41,8 +41,23 @@ pub(super) struct Prober {
     upstreams: Arc<Upstreams>,
     pulse: Pulse,
     knock: Arc<Knock>,
+    room: Room,
     stopping: CancellationToken,
     pub(super) seen: Seen,
+}
+
+/// How much room the acceptor has for connections.
+pub(super) struct Room {
+    pub(super) counters: Arc<Counters>,
+    pub(super) most: u64,
+}
+
+impl Room {
+    /// Whether accepting waits, or may have waited a moment ago, for connections to end. It goes on when a sixteenth of
+    /// them is free.
+    fn is_out(&self) -> bool {
+        self.counters.active.load(Relaxed) + self.most / 16 >= self.most
+    }
 }
 
 /// What the probes have come to.
@@ -76,10 +91,11 @@ impl Prober {
         upstreams: &Arc<Upstreams>,
         pulse: Pulse,
         knock: Arc<Knock>,
+        room: Room,
         stopping: CancellationToken,
     ) -> Self {
         let (shared, upstreams) = (Arc::clone(shared), Arc::clone(upstreams));
-        Self { shared, upstreams, pulse, knock, stopping, seen: Seen::default() }
+        Self { shared, upstreams, pulse, knock, room, stopping, seen: Seen::default() }
     }
 
     /// Probes until `stop`.
@@ -138,7 +154,10 @@ impl Prober {
             Reply::Silent => {
                 self.seen.results.add(3);
                 // In nobody's queue here: somebody else has it.
-                if listening::waiting(self.shared.proxy_port) > 0 {
+                if self.room.is_out() {
+                    // It takes nobody until somebody leaves, as it was told to.
+                    now = Last { frontend: None, ..now };
+                } else if listening::waiting(self.shared.proxy_port) > 0 {
                     now.silent = before.silent + 1;
                 } else {
                     now.astray = before.astray + 1;
@@ -158,6 +177,7 @@ impl Prober {
         let control = self.shared.control.age();
         let last = self.seen.last.load();
         let acceptor = match (last.at, last.frontend) {
+            _ if self.room.is_out() => "not probed: as many connections as may be are open".to_owned(),
             _ if last.silent > 0 => format!("{} probes in a row were not answered", last.silent),
             (Some(at), Some(frontend)) if last.astray == 0 => {
                 format!("took a connection to {frontend} {:.0} s ago", at.elapsed().as_secs_f64())

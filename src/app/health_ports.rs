@@ -11,10 +11,12 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{info, warn};
 
 use crate::model::Snapshot;
+use crate::net::shelf::{Shelf, Use};
 use crate::obs::health_port::{self, ServiceHealth, ServiceName};
 
 use super::control::Shared;
 use super::data::Pulse;
+use super::listeners::Purpose;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 64;
@@ -23,14 +25,15 @@ const BACKLOG: i32 = 64;
 pub(super) struct HealthPorts {
     shared: Arc<Shared>,
     pulse: Pulse,
+    shelf: Arc<Shelf>,
     open: BTreeMap<SocketAddr, DropGuard>,
-    /// Those that could not be opened, with the reason.
+    /// Those that could not be opened, with the reason; none where the agent before has them still.
     failed: BTreeMap<SocketAddr, String>,
 }
 
 impl HealthPorts {
-    pub(super) fn new(shared: Arc<Shared>, pulse: Pulse) -> Self {
-        Self { shared, pulse, open: BTreeMap::new(), failed: BTreeMap::new() }
+    pub(super) fn new(shared: Arc<Shared>, pulse: Pulse, shelf: Arc<Shelf>) -> Self {
+        Self { shared, pulse, shelf, open: BTreeMap::new(), failed: BTreeMap::new() }
     }
 
     /// Opens and closes what `snapshot` changes. What a port answers is read from the snapshot in force.
@@ -41,10 +44,16 @@ impl HealthPorts {
             addresses.iter().map(move |ip| SocketAddr::new(*ip, port))
         };
         let wanted: BTreeSet<SocketAddr> = snapshot.health_checks.keys().flat_map(at).collect();
-        self.open.retain(|addr, _| wanted.contains(addr));
+        for (addr, _stop) in self.open.extract_if(.., |addr, _| !wanted.contains(addr)) {
+            self.shared.listeners.drop_own(Purpose::HealthCheck, addr);
+            self.shelf.close(Use::Health, addr);
+        }
         self.failed.retain(|addr, _| wanted.contains(addr));
         for addr in wanted {
-            if !self.open.contains_key(&addr) && !self.failed.contains_key(&addr) {
+            // The agent before has it still: it is had with the rest, see `retry`.
+            if self.shared.listeners.is_waiting() {
+                self.failed.insert(addr, String::new());
+            } else if !self.open.contains_key(&addr) && !self.failed.contains_key(&addr) {
                 self.open(addr);
             }
         }
@@ -53,6 +62,9 @@ impl HealthPorts {
 
     /// Tries once more to open what could not be opened.
     pub(super) fn retry(&mut self) {
+        if self.shared.listeners.is_waiting() {
+            return;
+        }
         let failed: Vec<SocketAddr> = self.failed.keys().copied().collect();
         if !failed.is_empty() {
             for addr in failed {
@@ -63,7 +75,9 @@ impl HealthPorts {
     }
 
     fn open(&mut self, addr: SocketAddr) {
-        let listener = match listen(addr) {
+        let inherited = self.shared.listeners.take(Purpose::HealthCheck, addr);
+        let bind = || inherited.map_or_else(|| listen(addr), |socket| Ok(socket.into()));
+        let listener = match self.shelf.open(Use::Health, addr, bind).and_then(TcpListener::from_std) {
             Ok(listener) => listener,
             Err(error) => {
                 let text =
@@ -76,6 +90,7 @@ impl HealthPorts {
             }
         };
         info!(%addr, "answering health checks");
+        self.shared.listeners.keep(Purpose::HealthCheck, addr, &listener);
         self.failed.remove(&addr);
         let (shared, pulse) = (Arc::clone(&self.shared), self.pulse.clone());
         let handler = move || {
@@ -97,17 +112,17 @@ impl HealthPorts {
 
     /// For `status`.
     fn report(&self) {
-        let faults: Vec<String> = self.failed.values().cloned().collect();
+        let faults: Vec<String> = self.failed.values().filter(|text| !text.is_empty()).cloned().collect();
         if **self.shared.health_faults.load() != faults {
             self.shared.health_faults.store(Arc::new(faults));
         }
     }
 }
 
-fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+fn listen(addr: SocketAddr) -> std::io::Result<std::net::TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM.nonblocking(), Some(Protocol::TCP))?;
     socket.set_reuse_address(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
-    TcpListener::from_std(socket.into())
+    Ok(socket.into())
 }

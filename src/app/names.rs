@@ -10,19 +10,22 @@ use tracing::{info, warn};
 
 use crate::config::{DnsMode, Settings, UpstreamFrom};
 use crate::dns::servers::Live;
-use crate::dns::{Current, Dns};
+use crate::dns::{Current, Desk, Dns};
 use crate::model::{Frontend, Protocol, Snapshot};
 use crate::net::link;
 use crate::proxy::{Handler, Takeover};
 
 use super::control::Shared;
+use super::kept::Kept;
+use super::listeners::Purpose;
 
-/// Starts the DNS server, unless it is switched off. An address where it cannot listen is no reason not to serve:
+/// Makes the DNS server, unless it is switched off. An address where it cannot listen is no reason not to serve:
 /// the cluster's own DNS addresses are answered all the same.
-pub(super) async fn start(
+pub(super) fn start(
     settings: &Settings,
     shared: &Arc<Shared>,
     runtimes: &[Handle],
+    kept: &Kept,
 ) -> anyhow::Result<Option<Dns>> {
     if settings.dns.mode == DnsMode::Off {
         return Ok(None);
@@ -39,14 +42,31 @@ pub(super) async fn start(
     };
     // Questions are few; one thread answers them, the last, where fewer UDP services are.
     let runtime = runtimes.last().cloned().unwrap_or_else(Handle::current);
-    let dns = Dns::new(&settings.dns, runtime, current, own, live, settings.intercept.own_mark)?;
+    let dns = Dns::new(&settings.dns, runtime, current, own, live, settings.intercept.own_mark)?
+        .with_shelf(kept.shelf(), kept.begin());
+    let _ = shared.resolver.set(dns.resolver());
+    Ok(Some(dns))
+}
+
+/// Answers on the own addresses, unless the agent that has the node has them still.
+pub(super) async fn listen_unless(waits: bool, settings: &Settings, shared: &Shared, desk: Option<&Desk>) {
+    match desk {
+        Some(desk) if !waits => listen(settings, shared, desk).await,
+        // What will be, so that the first rules let it in.
+        Some(_) => shared.dns_listen.store(Arc::new(settings.dns.listen.iter().copied().collect())),
+        None => {}
+    }
+}
+
+/// Answers on the own addresses: on the sockets that the agent before has handed on, or on new ones.
+pub(super) async fn listen(settings: &Settings, shared: &Shared, desk: &Desk) {
     let mut listening = BTreeSet::new();
     let mut faults = Vec::new();
     for addr in &settings.dns.listen {
         if let Err(error) = link::bring(addr.ip()).await {
             warn!(%addr, %error, "the address cannot be added to this machine");
         }
-        match dns.listen(*addr) {
+        match answer_at(*addr, shared, desk) {
             Ok(()) => _ = listening.insert(*addr),
             Err(error) => faults.push(format!("{error:#}")),
         }
@@ -57,8 +77,20 @@ pub(super) async fn start(
     info!(listening = ?listening, domain = settings.dns.domain, "answering names");
     shared.dns_faults.store(Arc::new(faults));
     shared.dns_listen.store(Arc::new(listening));
-    let _ = shared.resolver.set(dns.resolver());
-    Ok(Some(dns))
+}
+
+fn answer_at(addr: SocketAddr, shared: &Shared, desk: &Desk) -> anyhow::Result<()> {
+    let take = |purpose| shared.listeners.take(purpose, addr);
+    let bound = match (take(Purpose::DnsDatagrams), take(Purpose::DnsStreams)) {
+        (Some(udp), Some(tcp)) => desk.adopt(addr, udp, tcp),
+        (one, other) => {
+            drop((one, other));
+            desk.bind(addr)?
+        }
+    };
+    shared.listeners.keep(Purpose::DnsDatagrams, addr, &bound.udp);
+    shared.listeners.keep(Purpose::DnsStreams, addr, &bound.tcp);
+    Ok(desk.serve(bound)?)
 }
 
 /// Whether this agent itself answers at `addr`, or a packet to it comes back here.

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{DnsMode, Settings, SourceKind, UsageError};
+use crate::life::pen::Pen;
 use crate::model::explain::{self, Known};
 use crate::model::{Snapshot, Store};
 use crate::net::sock;
@@ -63,16 +64,18 @@ impl Opened {
 
     /// Runs it until `stop`. What a live source delivers is kept in the state folder and served from at once at the
     /// next start.
-    pub(super) async fn run(self, settings: &Settings, sink: Sink, stop: CancellationToken) {
+    pub(super) async fn run(self, settings: &Settings, sink: Sink, pen: Arc<Pen>, stop: CancellationToken) {
         let state_dir = &settings.state_dir;
         let result = match self {
             Self::Manifests(source) => source.run(sink, stop).await,
             Self::Kubernetes(source) => {
                 let told = !settings.intercept.service_cidrs.is_empty();
                 let source = if told { source.with_known_range() } else { source };
-                CachedSource::new(source, state_dir).run(sink, stop).await
+                CachedSource::new(source, state_dir).with_pen(pen).run(sink, stop).await
             }
-            Self::MetaServer(source) => CachedSource::new(source, state_dir).run(sink, stop).await,
+            Self::MetaServer(source) => {
+                CachedSource::new(source, state_dir).with_pen(pen).run(sink, stop).await
+            }
         };
         if let Err(error) = result {
             tracing::error!("the source has ended: {error:#}");
@@ -202,17 +205,23 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
         if dns {
             served.extend(control::dns_frontends(&snapshot));
         }
+        let listeners = settings.dns.listen.iter().copied().filter(|_| dns).collect();
+        let mut external = doors::all(&snapshot);
+        if settings.proxy.http.on {
+            external.extend(super::gate::doors(&snapshot, &listeners));
+        }
         let wanted = Wanted {
             ranges,
             skip: control::skipped(&snapshot),
             served,
-            external: doors::all(&snapshot),
+            external,
             health: control::health(&snapshot),
             pods: snapshot.here.pods.clone(),
-            listeners: settings.dns.listen.iter().copied().filter(|_| dns).collect(),
+            listeners,
             queues: super::hold::wanted(settings),
             keep_source: snapshot.ports.values().any(|port| port.keep_source),
             proxy_port,
+            former_port: None,
             own_mark: settings.intercept.own_mark,
             refuse_mark: settings.intercept.refuse_mark,
         };

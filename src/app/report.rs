@@ -13,8 +13,8 @@ use crate::model::explain::{self, Known, Live};
 use crate::model::{Backend, Frontend, PortId};
 use crate::obs::admin::AdminHandlers;
 use crate::obs::api::{
-    BackendReport, Condition, DnsReport, Finding, HoldReport, HttpReport, PortReport, ProxyReport,
-    Resolution, RulesReport, ServiceReport, SourceReport, Status, UpstreamReport, Verdict,
+    BackendReport, Condition, DnsReport, Finding, HardeningReport, HoldReport, HttpReport, PortReport,
+    ProxyReport, Resolution, RulesReport, ServiceReport, SourceReport, Status, UpstreamReport, Verdict,
 };
 use crate::proxy::Counters;
 use crate::proxy::hold::HoldCounters;
@@ -37,6 +37,7 @@ pub(super) struct Reporter {
     pub(super) holding: Option<Arc<HoldCounters>>,
     /// Why first packets are not held though they should be.
     pub(super) hold_fault: Option<String>,
+    pub(super) hardening: Option<HardeningReport>,
     pub(super) datagrams: Arc<UdpCounters>,
     pub(super) source: watch::Receiver<SourceStatus>,
     pub(super) rules: watch::Receiver<RulesReport>,
@@ -72,6 +73,7 @@ impl Reporter {
         warnings.extend(self.shared.dns_faults.load().iter().cloned());
         warnings.extend(rules.warnings.iter().cloned());
         warnings.extend(self.hold_fault.iter().cloned());
+        warnings.extend(self.hardening.iter().flat_map(|report| report.notes.iter().cloned()));
         warnings.extend(self.shared.health_faults.load().iter().cloned());
         if rules.installed {
             warnings.extend(self.prober.warnings());
@@ -113,6 +115,7 @@ impl Reporter {
             },
             dns: self.dns(),
             rules,
+            hardening: self.hardening.clone(),
             service_cidrs: self.shared.ranges.load().iter().map(ToString::to_string).collect(),
             warnings,
             services: views.iter().map(service).collect(),

@@ -23,7 +23,13 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const FEEDS: u32 = 3;
 
 /// Keeps the service manager informed until `stop` is cancelled. Does nothing where none asks (no `NOTIFY_SOCKET`).
-pub(super) async fn run(reporter: Arc<Reporter>, stopping: CancellationToken, stop: CancellationToken) {
+/// Says nothing more once `left` is cancelled: what the service manager knows is then the next agent's to say.
+pub(super) async fn run(
+    reporter: Arc<Reporter>,
+    stopping: CancellationToken,
+    stop: CancellationToken,
+    left: CancellationToken,
+) {
     if std::env::var_os("NOTIFY_SOCKET").is_none() {
         return;
     }
@@ -33,7 +39,8 @@ pub(super) async fn run(reporter: Arc<Reporter>, stopping: CancellationToken, st
         }
     };
     let look = || Look::of(&reporter.conditions(), &reporter.live());
-    follow(tell, look, sd_notify::watchdog_enabled(), stopping, stop).await;
+    let following = follow(tell, look, sd_notify::watchdog_enabled(), stopping, stop);
+    left.run_until_cancelled(following).await;
 }
 
 /// What the agent sees of itself.

@@ -119,6 +119,9 @@ pub struct SettingsArgs {
     dns_upstream: Option<String>,
     #[command(flatten)]
     admin: AdminArgs,
+    /// Whether rights that are not needed are given up at the start: auto or off [default: auto]
+    #[arg(long, value_name = "MODE", env = "EDGESPLICE_HARDENING", hide_env_values = true)]
+    hardening: Option<String>,
     /// How long running connections may go on after SIGTERM [default: 30s]
     #[arg(long, value_name = "D", env = "EDGESPLICE_DRAIN_TIMEOUT", hide_env_values = true)]
     drain_timeout: Option<String>,
@@ -133,6 +136,17 @@ pub struct SettingsArgs {
         default_missing_value = "true"
     )]
     keep_rules: Option<String>,
+    /// Take the node over from an agent that runs here, without a break; without one it is an ordinary start
+    #[arg(
+        long,
+        value_name = "BOOL",
+        env = "EDGESPLICE_TAKE_OVER",
+        hide_env_values = true,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    take_over: Option<String>,
 }
 
 /// Which key each flag sets, by the flag's id.
@@ -154,8 +168,10 @@ pub(super) const KEYS: &[(&str, &str)] = &[
     ("cluster_domain", keys::DNS_DOMAIN),
     ("dns_upstream", keys::DNS_UPSTREAMS),
     ("admin", keys::ADMIN_LISTEN),
+    ("hardening", keys::HARDENING_MODE),
     ("drain_timeout", keys::DRAIN_TIMEOUT),
     ("keep_rules", keys::KEEP_RULES),
+    ("take_over", keys::TAKE_OVER),
     ("log_level", keys::LOG_LEVEL),
     ("log_format", keys::LOG_FORMAT),
 ];

@@ -4,11 +4,12 @@ use std::fmt::Write as _;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use hyper::StatusCode;
 
 use super::client::{self, Agent};
 use super::{AdminArgs, Context, Exit, Output, out, table};
+use crate::app;
 use crate::obs::api::{BackendReport, ServiceReport, Status};
 
 /// How often `--watch` redraws.
@@ -22,6 +23,9 @@ pub struct Args {
     /// Redraw every second until interrupted
     #[arg(short, long, env = "EDGESPLICE_WATCH", hide_env_values = true, value_parser = super::flags::switch)]
     watch: bool,
+    /// Say whether the agent is ready, and is of this container: 0 if so, else 1
+    #[arg(long, env = "EDGESPLICE_READY", hide_env_values = true, value_parser = super::flags::switch, conflicts_with = "watch")]
+    ready: bool,
     /// Show only services whose namespace/name holds this text
     #[arg(value_name = "SERVICE")]
     service: Option<String>,
@@ -31,7 +35,9 @@ pub struct Args {
 pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
     let agent = Agent::new(&context.start()?)?;
     client::block_on(async {
-        if args.watch {
+        if args.ready {
+            is_ready(agent).await?;
+        } else if args.watch {
             tokio::select! {
                 end = watch(agent, args, context.output) => end?,
                 interrupt = tokio::signal::ctrl_c() => interrupt?,
@@ -41,6 +47,23 @@ pub fn run(args: &Args, context: &Context) -> anyhow::Result<Exit> {
         }
         Ok(Exit::Done)
     })
+}
+
+/// Whether the agent that has the node is ready, and runs where this process does. On a node that is being upgraded an
+/// agent in another container may have it still, and answer for the port that both share.
+async fn is_ready(agent: Agent) -> anyhow::Result<()> {
+    match app::holder() {
+        None => bail!("no agent has this node: start it with `edgesplice run`"),
+        // The kernel has no number for it here.
+        Some(0) => bail!("the agent that has this node runs in another container"),
+        Some(_) => {}
+    }
+    let (status, body) = agent.get("/readyz").await?;
+    if status != StatusCode::OK {
+        bail!("not ready: {}", String::from_utf8_lossy(&body).trim_end().replace('\n', "; "));
+    }
+    out::print("ready\n")?;
+    Ok(())
 }
 
 /// Redraws for ever; an agent that is away for a while is shown as such.

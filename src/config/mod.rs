@@ -55,6 +55,8 @@ pub struct Settings {
     pub dns: DnsSettings,
     /// The admin endpoint.
     pub admin: AdminSettings,
+    /// What the agent gives up before it begins its work.
+    pub hardening: HardeningSettings,
     /// Logging.
     pub log: LogSettings,
 }
@@ -204,6 +206,8 @@ pub struct ProxySettings {
     pub max_per_source: usize,
     /// Keep the rules in place at the end (`--keep-rules`).
     pub keep_rules: bool,
+    /// Take the node over from an agent that runs (`--take-over`), instead of refusing to start beside it.
+    pub take_over: bool,
     /// How HTTP ports are served.
     pub http: HttpSettings,
 }
@@ -299,6 +303,13 @@ pub enum DnsMode {
 pub struct AdminSettings {
     /// Where it listens.
     pub listen: SocketAddr,
+}
+
+/// What the agent gives up before it begins its work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HardeningSettings {
+    /// Whether it gives up rights, system calls and places to write that it does not need, as far as the kernel can.
+    pub on: bool,
 }
 
 /// Logging.

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::raw::{self, RawConfig, Scalar};
 use super::resolve::{
-    CONNECT_MODES, DNS_MODES, HTTP_MODES, IPTABLES_BACKENDS, LOG_FORMATS, POD_NETWORKS, SOURCE_KINDS,
-    UPSTREAMS_FROM,
+    CONNECT_MODES, DNS_MODES, HARDENING_MODES, HTTP_MODES, IPTABLES_BACKENDS, LOG_FORMATS, POD_NETWORKS,
+    SOURCE_KINDS, UPSTREAMS_FROM,
 };
 use super::{HttpSettings, NodePortAddresses, Settings, UsageError};
 
@@ -67,6 +67,7 @@ impl From<&Settings> for RawConfig {
                 max_connections: one(s.proxy.max_connections),
                 max_connections_per_source: one(s.proxy.max_per_source),
                 keep_rules: one(s.proxy.keep_rules),
+                take_over: one(s.proxy.take_over),
                 http: Some(http(&s.proxy.http)),
             }),
             backends: Some(raw::Backends { pod_network: word(POD_NETWORKS, s.backends.pod_network) }),
@@ -78,6 +79,7 @@ impl From<&Settings> for RawConfig {
                 upstream_from: word(UPSTREAMS_FROM, s.dns.upstream_from),
             }),
             admin: Some(raw::Admin { listen: one(s.admin.listen) }),
+            hardening: Some(raw::Hardening { mode: word(HARDENING_MODES, s.hardening.on) }),
             log: Some(raw::Log { level: one(&s.log.level), format: word(LOG_FORMATS, s.log.format) }),
         }
     }

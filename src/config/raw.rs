@@ -71,6 +71,7 @@ pub(super) struct RawConfig {
     pub(super) backends: Option<Backends>,
     pub(super) dns: Option<Dns>,
     pub(super) admin: Option<Admin>,
+    pub(super) hardening: Option<Hardening>,
     pub(super) log: Option<Log>,
 }
 
@@ -143,6 +144,7 @@ pub(super) struct Proxy {
     pub(super) max_connections: One,
     pub(super) max_connections_per_source: One,
     pub(super) keep_rules: One,
+    pub(super) take_over: One,
     pub(super) http: Option<Http>,
 }
 
@@ -177,6 +179,12 @@ pub(super) struct Dns {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub(super) struct Admin {
     pub(super) listen: One,
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub(super) struct Hardening {
+    pub(super) mode: One,
 }
 
 #[derive(Debug, Default, Deserialize, Serialize)]
@@ -244,6 +252,7 @@ impl RawConfig {
         one(keys::MAX_CONNECTIONS, proxy.max_connections);
         one(keys::MAX_PER_SOURCE, proxy.max_connections_per_source);
         one(keys::KEEP_RULES, proxy.keep_rules);
+        one(keys::TAKE_OVER, proxy.take_over);
         let http = proxy.http.unwrap_or_default();
         one(keys::HTTP_MODE, http.mode);
         one(keys::HTTP_HEAD_TIMEOUT, http.head_timeout);
@@ -256,6 +265,7 @@ impl RawConfig {
         one(keys::DNS_DOMAIN, dns.domain);
         one(keys::DNS_UPSTREAM_FROM, dns.upstream_from);
         one(keys::ADMIN_LISTEN, self.admin.unwrap_or_default().listen);
+        one(keys::HARDENING_MODE, self.hardening.unwrap_or_default().mode);
         one(keys::LOG_LEVEL, log.level);
         one(keys::LOG_FORMAT, log.format);
         map

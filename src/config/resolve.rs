@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::layers::{Layers, Origin, Override};
 use super::raw::RawConfig;
 use super::{
-    AdminSettings, BackendSettings, ConnectMode, Credentials, DnsMode, DnsSettings, HttpSettings,
-    InterceptSettings, IptablesBackend, LogFormat, LogSettings, NodePortAddresses, PodNetwork, ProxySettings,
-    Settings, SourceKind, SourceSettings, UpstreamFrom, UsageError, keys, parse,
+    AdminSettings, BackendSettings, ConnectMode, Credentials, DnsMode, DnsSettings, HardeningSettings,
+    HttpSettings, InterceptSettings, IptablesBackend, LogFormat, LogSettings, NodePortAddresses, PodNetwork,
+    ProxySettings, Settings, SourceKind, SourceSettings, UpstreamFrom, UsageError, keys, parse,
 };
 
 pub(super) const SOURCE_KINDS: &[(&str, SourceKind)] = &[
@@ -26,6 +26,7 @@ pub(super) const POD_NETWORKS: &[(&str, PodNetwork)] =
 pub(super) const DNS_MODES: &[(&str, DnsMode)] = &[("auto", DnsMode::Auto), ("off", DnsMode::Off)];
 pub(super) const UPSTREAMS_FROM: &[(&str, UpstreamFrom)] =
     &[("node", UpstreamFrom::Node), ("kube-dns", UpstreamFrom::KubeDns)];
+pub(super) const HARDENING_MODES: &[(&str, bool)] = &[("auto", true), ("off", false)];
 pub(super) const HTTP_MODES: &[(&str, bool)] = &[("auto", true), ("off", false)];
 pub(super) const LOG_FORMATS: &[(&str, LogFormat)] = &[("text", LogFormat::Text), ("json", LogFormat::Json)];
 
@@ -80,6 +81,9 @@ impl Inputs {
                 listen: layers
                     .one(keys::ADMIN_LISTEN, parse::listen)?
                     .unwrap_or(([127, 0, 0, 1], 10265).into()),
+            },
+            hardening: HardeningSettings {
+                on: layers.one(keys::HARDENING_MODE, parse::word(HARDENING_MODES))?.unwrap_or(true),
             },
             log: LogSettings {
                 level: layers.one(keys::LOG_LEVEL, parse::log_level)?.unwrap_or_else(|| "info".to_owned()),
@@ -193,6 +197,7 @@ fn proxy(layers: &Layers) -> Result<ProxySettings, UsageError> {
         max_connections: layers.one(keys::MAX_CONNECTIONS, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
         max_per_source: layers.one(keys::MAX_PER_SOURCE, parse::count(MOST_CONNECTIONS))?.unwrap_or(0),
         keep_rules: layers.one(keys::KEEP_RULES, parse::boolean)?.unwrap_or(false),
+        take_over: layers.one(keys::TAKE_OVER, parse::boolean)?.unwrap_or(false),
         http: http(layers)?,
     })
 }

@@ -49,10 +49,10 @@ fn what_is_printed_reads_back_as_the_same() {
          intercept: {{serviceCIDRs: [fd00::/112, 10.96.0.0/12], iptablesBackend: nft, removeStale: true,\n\
          \x20 kubernetesService: true, coexistWithKubeProxy: true, serviceProxyName: 'true', nodePortAddresses: [10.0.0.0/8], externalIPs: true, connect: before-accept, syncPeriod: 1m30s, ownMark: 0x100, refuseMark: 512}}\n\
          proxy: {{port: 15001, workers: 2, drainTimeout: 5m, connectTimeout: 300ms, dialBudget: 2s, dialStagger: 20ms,\n\
-         \x20 maxConnections: 10, keepRules: true}}\n\
+         \x20 maxConnections: 10, keepRules: true, takeOver: true}}\n\
          backends: {{podNetwork: none}}\n\
          dns: {{mode: 'off', listen: ['[fd01::1]:53'], domain: Cluster.Example., upstreams: [10.0.0.2, 'fd01::2'], upstreamFrom: kube-dns}}\n\
-         admin: {{listen: '0.0.0.0:9'}}\nlog: {{level: 'info,edgesplice=debug', format: json}}\n",
+         admin: {{listen: '0.0.0.0:9'}}\nhardening: {{mode: off}}\nlog: {{level: 'info,edgesplice=debug', format: json}}\n",
         path.display()
     );
     for settings in [read(&text).unwrap(), inputs().resolve(None).unwrap()] {
@@ -114,6 +114,7 @@ fn the_printed_file_shows_every_key() {
           maxConnections: 0
           maxConnectionsPerSource: 0
           keepRules: false
+          takeOver: false
           http:
             mode: auto
             headTimeout: 10s
@@ -132,6 +133,8 @@ fn the_printed_file_shows_every_key() {
           upstreamFrom: node
         admin:
           listen: 127.0.0.1:10265
+        hardening:
+          mode: auto
         log:
           level: info
           format: text

@@ -17,7 +17,8 @@ pub mod zone;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -31,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::DnsSettings;
 use crate::model::{Frontend, Snapshot};
+use crate::net::shelf::{Shelf, Use};
 use crate::net::sock;
 use crate::obs::meter::{Histogram, Tally};
 
@@ -74,7 +76,77 @@ pub struct Dns {
     resolver: Arc<Resolver>,
     runtime: Handle,
     own_mark: u32,
+    shelf: Arc<Shelf>,
+    /// Cancelled once questions may be answered.
+    begin: CancellationToken,
     frontends: HashMap<Frontend, CancellationToken>,
+}
+
+/// Answers on addresses of this machine, until it is closed or the process ends.
+#[derive(Clone)]
+pub struct Desk {
+    resolver: Arc<Resolver>,
+    runtime: Handle,
+    shelf: Arc<Shelf>,
+    /// Cancelled once questions may be answered.
+    begin: CancellationToken,
+    closed: CancellationToken,
+}
+
+/// The two sockets of an address, bound.
+#[derive(Debug)]
+pub struct Bound {
+    /// For datagrams.
+    pub udp: UdpSocket,
+    /// For streams.
+    pub tcp: TcpListener,
+}
+
+impl Desk {
+    /// Binds an address of this machine, or takes back what an earlier process had there.
+    pub fn bind(&self, addr: SocketAddr) -> anyhow::Result<Bound> {
+        let hint =
+            || format!("cannot answer DNS on {addr}; give another address with --dns-listen, or --dns off");
+        let udp = self.shelf.open(Use::Names, addr, || sock::udp_listen(addr)).with_context(hint)?;
+        let tcp = self.shelf.open(Use::NameStreams, addr, || sock::tcp_listen(addr)).with_context(hint)?;
+        Ok(Bound { udp, tcp })
+    }
+
+    /// Takes the sockets of another process at an address of this machine.
+    pub fn adopt(&self, addr: SocketAddr, udp: OwnedFd, tcp: OwnedFd) -> Bound {
+        self.shelf.keep(Use::Names, addr, &udp);
+        self.shelf.keep(Use::NameStreams, addr, &tcp);
+        Bound { udp: udp.into(), tcp: tcp.into() }
+    }
+
+    /// Answers what comes in on `bound`, once questions may be answered.
+    pub fn serve(&self, bound: Bound) -> io::Result<()> {
+        let _context = self.runtime.enter();
+        let (udp, tcp) = (serve::udp(bound.udp)?, serve::tcp(bound.tcp)?);
+        let answering = serve::datagrams(udp, Arc::clone(&self.resolver), self.closed.clone());
+        let accepting = serve::accept(tcp, Arc::clone(&self.resolver));
+        let (begin, begin_too, closed) = (self.begin.clone(), self.begin.clone(), self.closed.clone());
+        self.runtime.spawn(async move {
+            begin.cancelled().await;
+            answering.await;
+        });
+        self.runtime.spawn(async move {
+            begin_too.cancelled().await;
+            closed.run_until_cancelled(accepting).await
+        });
+        Ok(())
+    }
+
+    /// Takes no more questions; those that were taken are answered.
+    pub fn close(&self) {
+        self.closed.cancel();
+    }
+}
+
+impl std::fmt::Debug for Desk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Desk").field("closed", &self.closed.is_cancelled()).finish_non_exhaustive()
+    }
 }
 
 /// What all sockets share.
@@ -108,7 +180,24 @@ impl Dns {
             limit: Mutex::default(),
             counters: DnsCounters::default(),
         };
-        Ok(Self { resolver: Arc::new(resolver), runtime, own_mark, frontends: HashMap::new() })
+        let begin = CancellationToken::new();
+        begin.cancel();
+        Ok(Self {
+            resolver: Arc::new(resolver),
+            runtime,
+            own_mark,
+            shelf: Arc::default(),
+            begin,
+            frontends: HashMap::new(),
+        })
+    }
+
+    /// Opens sockets on `sockets`, so that they may outlive this process, and answers nothing on own addresses before
+    /// `begin` is cancelled: questions may be waiting there already that cannot be answered before there is a snapshot.
+    #[must_use]
+    pub fn with_shelf(mut self, sockets: Arc<Shelf>, begin: CancellationToken) -> Self {
+        (self.shelf, self.begin) = (sockets, begin);
+        self
     }
 
     /// What answers, for streams that come in elsewhere, and for its numbers.
@@ -116,17 +205,15 @@ impl Dns {
         Arc::clone(&self.resolver)
     }
 
-    /// Listens on an address of this machine, over UDP and TCP, until the process ends.
-    pub fn listen(&self, addr: SocketAddr) -> anyhow::Result<()> {
-        let hint =
-            || format!("cannot answer DNS on {addr}; give another address with --dns-listen, or --dns off");
-        let udp = sock::udp_listen(addr).with_context(hint)?;
-        let tcp = sock::tcp_listen(addr).with_context(hint)?;
-        let _context = self.runtime.enter();
-        let (udp, tcp) = (serve::udp(udp)?, serve::tcp(tcp)?);
-        self.runtime.spawn(serve::datagrams(udp, self.resolver(), CancellationToken::new()));
-        self.runtime.spawn(serve::accept(tcp, self.resolver()));
-        Ok(())
+    /// What answers on addresses of this machine.
+    pub fn desk(&self) -> Desk {
+        Desk {
+            resolver: self.resolver(),
+            runtime: self.runtime.clone(),
+            shelf: Arc::clone(&self.shelf),
+            begin: self.begin.clone(),
+            closed: CancellationToken::new(),
+        }
     }
 
     /// Answers at `frontend`, the cluster's own DNS. Streams to it come in through the data plane.
@@ -136,7 +223,7 @@ impl Dns {
         }
         let closed = CancellationToken::new();
         if frontend.protocol == crate::model::Protocol::Udp {
-            let socket = sock::udp_transparent(frontend.addr(), self.own_mark)?;
+            let socket = self.shelf.udp_transparent(frontend.addr(), self.own_mark)?;
             let _context = self.runtime.enter();
             let socket = serve::udp(socket)?;
             self.runtime.spawn(serve::datagrams(socket, self.resolver(), closed.clone()));
@@ -149,6 +236,9 @@ impl Dns {
     pub fn close(&mut self, frontend: &Frontend) {
         if let Some(closed) = self.frontends.remove(frontend) {
             closed.cancel();
+            if frontend.protocol == crate::model::Protocol::Udp {
+                self.shelf.close(Use::Datagrams, frontend.addr());
+            }
         }
     }
 }

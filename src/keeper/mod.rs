@@ -4,19 +4,25 @@
 //! sockets, pass signals on and start the other one again when it dies; that one, the worker, is the agent. While no
 //! worker lives, the kernel goes on completing handshakes on the sockets that the keeper holds, and the next worker
 //! accepts what has queued: a crash refuses nobody. A worker that keeps dying is started ever more slowly, and in the
-//! end the rules are taken away, so that the node is no worse off than without this program.
+//! end the rules are taken away, so that the node is no worse off than without this program. A worker that shows no
+//! sign of moving is ended as if it had died.
 //!
-//! What lives here: starting and watching the worker, the protocol between the two, and the policy of restarts, which
-//! is pure. What does not: anything that can fail in interesting ways. The keeper parses no configuration, opens no
-//! file and talks to nobody but its worker.
+//! Told to (SIGHUP), the keeper starts a second worker of the program as it is on disk then, which takes the node over
+//! from the first one (see `handover`) on the same sockets. The keeper itself stays the process that it was.
+//!
+//! What lives here: starting and watching the worker (`worker`), the protocol between the two (`store`), and the policies
+//! of watching and of restarts, which are pure. What does not: anything that can fail in interesting ways. The keeper
+//! parses no configuration, opens no file and talks to nobody but its worker; what that one has given up (`confine`), it
+//! gives up too when told.
 
 mod policy;
 mod store;
+mod watch;
+mod worker;
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::CommandExt as _;
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -28,8 +34,14 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
+use crate::confine::{Rights, confine_like};
+use crate::net::sock;
+
 use policy::{Ended, Next, Policy};
-pub use store::Store;
+use store::Before;
+pub use store::{Restarts, Store};
+pub use watch::BEAT;
+use worker::{Worker, program};
 
 /// Tells a process that the keeper started what it is to do. Its standard input is the socket to the keeper.
 const TASK: &str = "EDGESPLICE_KEEPER_TASK";
@@ -37,6 +49,10 @@ const WORK: &str = "work";
 const WITHDRAW: &str = "withdraw";
 /// Set to `off` by whoever wants the agent to be one process, under a debugger for one.
 const SWITCH: &str = "EDGESPLICE_KEEPER";
+/// The agent's variable for `proxy.takeOver`.
+const TAKE_OVER: &str = "EDGESPLICE_TAKE_OVER";
+/// The name under which the acceptor's sockets outlive a worker.
+pub const ACCEPTOR: &str = "acceptor";
 /// This program where its file has gone, because a newer version has taken its place.
 const PROGRAM: &str = "/proc/self/exe";
 
@@ -93,18 +109,25 @@ pub fn keep() -> anyhow::Result<ExitCode> {
                 let had_time = match ended {
                     // 64: nothing was touched.
                     Ended::Exited(code) => code == 0 || code == 64,
-                    Ended::Killed(_) => false,
+                    Ended::Killed(_) | Ended::Stuck => false,
                 };
-                if !had_time {
+                if !had_time && !keeper.policy.has_yielded() {
                     withdraw();
                 }
+                keeper.settle().context("cannot wait for a process that is ending")?;
                 return Ok(code.into());
             }
             Next::Start(pause) => keeper.pause(pause)?,
             Next::Withdraw(pause) => {
                 withdraw();
+                // Nothing leads there any more; who has queued, or asks for a name, is better refused.
+                keeper.held.clear();
                 keeper.pause(pause)?;
             }
+        }
+        match ended {
+            Ended::Stuck => keeper.restarts.stuck += 1,
+            Ended::Exited(_) | Ended::Killed(_) => keeper.restarts.died += 1,
         }
         if keeper.policy.is_stopping() {
             withdraw();
@@ -115,15 +138,27 @@ pub fn keep() -> anyhow::Result<ExitCode> {
 
 /// Has another process of this program take the rules away. What it says of itself in the log is all that can be said.
 fn withdraw() {
-    let _ = program(WITHDRAW).stdin(Stdio::null()).status();
+    let _ = program(WITHDRAW, false).stdin(Stdio::null()).status();
 }
 
 struct Keeper {
     signals: SignalFd,
+    /// How many descriptors this process may have.
+    descriptors: u64,
+    /// What the worker that has the node has left here.
     held: store::Held,
     policy: Policy,
+    restarts: Restarts,
     /// What became of the last worker, for the next one to tell: the keeper does not know how to log.
     last: String,
+    /// Whether workers are started from the file as it is now, and not from this process's own.
+    renewed: bool,
+    /// Workers that have given the node to another and let their connections end.
+    leaving: Vec<Pid>,
+    /// Told to have the worker replaced by one of the program as it is on disk now.
+    renew: bool,
+    /// It has given up what the worker has given up.
+    is_confined: bool,
 }
 
 impl Keeper {
@@ -135,48 +170,147 @@ impl Keeper {
         mask.thread_block().context("cannot hold signals back")?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("cannot read signals")?;
-        Ok(Self { signals, held: store::Held::default(), policy: Policy::default(), last: String::new() })
+        // Room for the sockets of many UDP services; where there is less, fewer are kept.
+        let raised = sock::raise_nofile().map(|(_, now)| now);
+        let descriptors =
+            raised.or_else(|_| sock::nofile()).context("cannot read the limit of descriptors")?;
+        Ok(Self {
+            signals,
+            descriptors,
+            held: store::Held::new(descriptors),
+            policy: Policy::default(),
+            restarts: Restarts::default(),
+            last: String::new(),
+            renewed: false,
+            leaving: Vec::new(),
+            renew: false,
+            is_confined: false,
+        })
     }
 
-    /// Starts a worker and watches it to its end.
+    /// Starts a worker and watches it, and whoever takes the node over from it, to the end of the last one.
     fn watch(&mut self) -> io::Result<Ended> {
         let (ours, theirs) = store::pair()?;
-        self.held.hand_over(&ours, &self.last)?;
-        let worker = spawn(theirs)?;
-        let ended = self.follow(worker, &ours);
+        let before = Before {
+            restarts: self.restarts,
+            last: &self.last,
+            worked: self.policy.is_proven(),
+            confined: self.is_confined,
+        };
+        self.held.hand_over(&ours, &before)?;
+        let mut worker = Worker::start(ours, theirs, self.renewed, false)?;
+        let mut successor = None;
+        let ended = self.follow(&mut worker, &mut successor);
         if ended.is_err() {
             // Not to be forgotten beside the next one.
-            let _ = kill(worker, Signal::SIGKILL);
-            let _ = waitpid(worker, None);
+            for worker in [Some(worker), successor.map(|(worker, _)| worker)].into_iter().flatten() {
+                let _ = kill(worker.pid, Signal::SIGKILL);
+                let _ = waitpid(worker.pid, None);
+            }
         }
         ended
     }
 
-    fn follow(&mut self, worker: Pid, ours: &OwnedFd) -> io::Result<Ended> {
-        let mut socket = Some(ours);
+    /// Starts a worker of the program on disk that takes the node over from the one that works. It gets the acceptor's
+    /// sockets; what else it needs it has from the other one, or opens itself.
+    fn succeed(&self) -> io::Result<(Worker, store::Held)> {
+        let (ours, theirs) = store::pair()?;
+        self.held.lend(&ours, ACCEPTOR, self.is_confined)?;
+        Ok((Worker::start(ours, theirs, true, true)?, store::Held::new(self.descriptors)))
+    }
+
+    fn follow(
+        &mut self,
+        worker: &mut Worker,
+        successor: &mut Option<(Worker, store::Held)>,
+    ) -> io::Result<Ended> {
         loop {
-            self.wait(socket, PollTimeout::NONE)?;
-            loop {
-                match store::hear(ours)? {
-                    store::Heard::Keep(name, sockets) => self.held.keep(name, sockets),
-                    store::Heard::Ready => self.policy.ready(Instant::now()),
-                    store::Heard::Nothing => break,
-                    store::Heard::End => {
-                        // Its end as a process is told by a signal.
-                        socket = None;
-                        break;
+            let next = successor.as_ref().map(|(next, _)| next);
+            let is_watched = worker.is_watched() || next.is_some_and(Worker::is_watched);
+            let look = is_watched.then(|| PollTimeout::try_from(watch::LOOK).ok()).flatten();
+            self.wait([worker.socket(), next.and_then(Worker::socket)], look.unwrap_or(PollTimeout::NONE))?;
+            let mut gives_way = false;
+            while let Some(word) = worker.hear()? {
+                match word {
+                    store::Heard::Keep(name, sockets) if !self.policy.has_yielded() => {
+                        self.held.keep(name, sockets);
                     }
+                    store::Heard::Confine(rights) if !self.is_confined => {
+                        confine_like(Rights::from_bits(rights));
+                        self.is_confined = true;
+                    }
+                    store::Heard::Ready => self.policy.ready(Instant::now()),
+                    store::Heard::Yielded if successor.is_some() => gives_way = true,
+                    store::Heard::Yielded => {
+                        self.policy.yielded();
+                        // The other agent has its own.
+                        self.held.clear();
+                        worker.rest();
+                    }
+                    _ => {}
                 }
             }
-            self.pass_on(Some(worker))?;
-            if let Some(ended) = reap(worker)? {
-                self.last = match ended {
-                    Ended::Exited(code) => format!("ended with {code}"),
-                    Ended::Killed(signal) => format!("was killed by signal {signal}"),
-                };
-                return Ok(ended);
+            worker.look(Instant::now());
+            if let Some((next, held)) = successor {
+                while let Some(word) = next.hear()? {
+                    if let store::Heard::Keep(name, sockets) = word {
+                        held.keep(name, sockets);
+                    }
+                }
+                next.look(Instant::now());
+            }
+            let others = successor.iter().map(|(next, _)| next.pid);
+            self.pass_on(&others.chain([worker.pid]).collect::<Vec<_>>())?;
+            for (pid, ended) in reap()? {
+                self.leaving.retain(|leaving| *leaving != pid);
+                if successor.as_ref().is_some_and(|(next, _)| next.pid == pid) {
+                    // It has said why.
+                    *successor = None;
+                } else if pid == worker.pid {
+                    let (ended, last) = worker.ended(ended);
+                    self.last = last;
+                    if successor.is_none() || self.policy.is_stopping() {
+                        return Ok(ended);
+                    }
+                    // Whoever is about to take over does so all the sooner.
+                    gives_way = true;
+                }
+            }
+            if gives_way && let Some((next, held)) = successor.take() {
+                let former = std::mem::replace(worker, next);
+                self.leaving.push(former.pid);
+                self.held = held;
+                self.renewed = true;
+                // Its words count from now on; that it is ready it may have said before.
+                self.policy.ready(Instant::now());
+            }
+            if std::mem::take(&mut self.renew) && successor.is_none() && !self.policy.is_stopping() {
+                // Where it cannot be started, the one that works goes on.
+                *successor = self.succeed().ok();
             }
         }
+    }
+
+    /// Waits for those that let their connections end: they would end with this process.
+    fn settle(&mut self) -> io::Result<()> {
+        loop {
+            for (pid, _) in reap()? {
+                self.leaving.retain(|leaving| *leaving != pid);
+            }
+            if self.leaving.is_empty() {
+                break;
+            }
+            self.wait([None, None], PollTimeout::NONE)?;
+            let leaving = self.leaving.clone();
+            self.pass_on(&leaving)?;
+        }
+        // As the first process of a container: if it ended, the container would be started again, and take the node back.
+        while self.policy.has_yielded() && std::process::id() == 1 && !self.policy.is_stopping() {
+            self.wait([None, None], PollTimeout::NONE)?;
+            self.pass_on(&[])?;
+            reap()?;
+        }
+        Ok(())
     }
 
     /// Waits out a pause between two workers; a signal to stop ends it.
@@ -189,16 +323,17 @@ impl Keeper {
             }
             // Rounded up, so that the last millisecond is waited for and not spun away.
             let left = PollTimeout::try_from(left + Duration::from_millis(1)).unwrap_or(PollTimeout::MAX);
-            self.wait(None, left).context("cannot wait")?;
-            self.pass_on(None).context("cannot read signals")?;
+            self.wait([None, None], left).context("cannot wait")?;
+            self.pass_on(&[]).context("cannot read signals")?;
         }
         Ok(())
     }
 
-    /// Waits for a signal, or for a word of the worker.
-    fn wait(&self, worker: Option<&OwnedFd>, timeout: PollTimeout) -> io::Result<()> {
+    /// Waits for a signal, or for a word of a worker.
+    fn wait(&self, workers: [Option<&OwnedFd>; 2], timeout: PollTimeout) -> io::Result<()> {
         let mut sources = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
-        sources.extend(worker.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
+        let sockets = workers.into_iter().flatten();
+        sources.extend(sockets.map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN)));
         match poll(&mut sources, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(errno) => Err(errno.into()),
@@ -206,53 +341,36 @@ impl Keeper {
     }
 
     /// Reads the signals that have come, and passes on what is meant for the agent.
-    fn pass_on(&mut self, worker: Option<Pid>) -> io::Result<()> {
+    fn pass_on(&mut self, workers: &[Pid]) -> io::Result<()> {
         while let Some(info) = self.signals.read_signal()? {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok());
-            let Some(signal) = signal.filter(|signal| *signal != Signal::SIGCHLD) else { continue };
-            if signal != Signal::SIGHUP {
-                self.policy.stop();
-            }
-            if let Some(worker) = worker {
-                // It may have died meanwhile, of which we hear next.
-                let _ = kill(worker, signal);
+            match signal {
+                None | Some(Signal::SIGCHLD) => {}
+                Some(Signal::SIGHUP) => self.renew = true,
+                Some(signal) => {
+                    self.policy.stop();
+                    for worker in workers {
+                        // It may have died meanwhile, of which we hear next.
+                        let _ = kill(*worker, signal);
+                    }
+                }
             }
         }
         Ok(())
     }
 }
 
-/// How the worker ended, if it has. Collects other children too: as the first process of a container, the keeper
+/// The children that have ended, and how. Among them may be strangers: as the first process of a container, the keeper
 /// inherits those that a killed worker had.
-fn reap(worker: Pid) -> io::Result<Option<Ended>> {
+fn reap() -> io::Result<Vec<(Pid, Ended)>> {
+    let mut ended = Vec::new();
     loop {
         match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == worker => return Ok(Some(Ended::Exited(code))),
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == worker => {
-                return Ok(Some(Ended::Killed(signal as i32)));
-            }
-            Ok(WaitStatus::StillAlive) => return Ok(None),
+            Ok(WaitStatus::Exited(pid, code)) => ended.push((pid, Ended::Exited(code))),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => ended.push((pid, Ended::Killed(signal as i32))),
+            Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(ended),
             Ok(_) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno.into()),
         }
     }
-}
-
-/// The same program with the same arguments, for another task. Under its own name, which `ps` and `pgrep` show.
-fn program(task: &str) -> Command {
-    let file = std::env::current_exe().ok().filter(|file| file.exists());
-    let mut arguments = std::env::args_os();
-    let mut command = Command::new(file.unwrap_or_else(|| PROGRAM.into()));
-    if let Some(name) = arguments.next() {
-        command.arg0(name);
-    }
-    // The service manager's watchdog is meant for whoever works, not for the process id that it knows.
-    command.args(arguments).env(TASK, task).env_remove("WATCHDOG_PID");
-    command
-}
-
-fn spawn(socket: OwnedFd) -> io::Result<Pid> {
-    // In a group of its own: what a terminal sends to the keeper's group comes from the keeper, and only once.
-    let child = program(WORK).stdin(Stdio::from(socket)).process_group(0).spawn()?;
-    i32::try_from(child.id()).map(Pid::from_raw).map_err(io::Error::other)
 }

@@ -2,7 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use nix::libc::{SIGINT, SIGTERM};
+use nix::libc::{SIGINT, SIGKILL, SIGTERM};
+
+use super::watch::SILENCE;
 
 /// Pause before the second restart in a row; the first one is at once, and each further one waits twice as long.
 const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -12,8 +14,9 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const PATIENCE: u32 = 6;
 /// Pause between two tries once the rules are gone.
 const WITHOUT_RULES: Duration = Duration::from_secs(10);
-/// A worker that was ready for so long has recovered.
-const RECOVERED: Duration = Duration::from_secs(30);
+/// A worker that was ready for so long has recovered: one that dies every ten seconds serves its node better, with a
+/// start that takes a fraction of one, than no worker for ten.
+const RECOVERED: Duration = Duration::from_secs(10);
 
 /// What the keeper does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +36,8 @@ pub(super) enum Ended {
     Exited(i32),
     /// By that signal.
     Killed(i32),
+    /// By the keeper, because it did not move any more.
+    Stuck,
 }
 
 impl Ended {
@@ -41,6 +46,7 @@ impl Ended {
         let code = match self {
             Self::Exited(code) => code,
             Self::Killed(signal) => 128 + signal,
+            Self::Stuck => 128 + SIGKILL,
         };
         u8::try_from(code).unwrap_or(u8::MAX)
     }
@@ -50,6 +56,8 @@ impl Ended {
 #[derive(Debug, Default)]
 pub(super) struct Policy {
     stopping: bool,
+    /// The node is an agent's of another keeper.
+    yielded: bool,
     /// Some worker has been ready: the configuration is good, and there are rules to answer for.
     proven: bool,
     ready_since: Option<Instant>,
@@ -61,6 +69,15 @@ impl Policy {
     pub(super) fn ready(&mut self, now: Instant) {
         self.proven = true;
         self.ready_since = Some(now);
+    }
+
+    /// The node is an agent's of another keeper: nobody is started any more, and nothing is taken away.
+    pub(super) fn yielded(&mut self) {
+        self.yielded = true;
+    }
+
+    pub(super) fn has_yielded(&self) -> bool {
+        self.yielded
     }
 
     /// The agent was told to stop.
@@ -79,6 +96,10 @@ impl Policy {
 
     /// The worker has ended.
     pub(super) fn ended(&mut self, how: Ended, now: Instant) -> Next {
+        if self.yielded {
+            // However it ended: what it had left to do was to let open connections end.
+            return Next::Exit(0);
+        }
         // An agent that ends by itself before it ever worked has said why: its configuration is wrong, or another
         // agent runs. One that ends well was told to.
         let by_itself = matches!(how, Ended::Exited(code) if code == 0 || !self.proven);
@@ -89,7 +110,9 @@ impl Policy {
         if by_itself || self.stopping {
             return Next::Exit(how.code());
         }
-        let recovered = self.ready_since.take().is_some_and(|since| now.duration_since(since) >= RECOVERED);
+        // One that got stuck has not worked for a while already.
+        let needed = if how == Ended::Stuck { RECOVERED + SILENCE } else { RECOVERED };
+        let recovered = self.ready_since.take().is_some_and(|since| now.duration_since(since) >= needed);
         self.deaths = if recovered { 1 } else { self.deaths.saturating_add(1) };
         match self.deaths {
             1 => Next::Start(Duration::ZERO),
@@ -142,6 +165,19 @@ mod tests {
     }
 
     #[test]
+    fn one_that_gets_stuck_again_and_again_is_taken_out_of_the_way() {
+        let (mut policy, mut now) = (Policy::default(), Instant::now());
+        let mut seen = Vec::new();
+        for _ in 0..6 {
+            policy.ready(now);
+            now += SILENCE + Duration::from_secs(2);
+            seen.push(policy.ended(Ended::Stuck, now));
+        }
+        assert_eq!(seen[0], Next::Start(Duration::ZERO));
+        assert_eq!(seen[5], Next::Withdraw(WITHOUT_RULES));
+    }
+
+    #[test]
     fn a_worker_that_fails_after_it_worked_is_started_again() {
         let (mut policy, now) = (Policy::default(), Instant::now());
         policy.ready(now);
@@ -156,6 +192,17 @@ mod tests {
         let ends = std::iter::repeat_with(|| policy.ended(Killed(9), now));
         let last = ends.take(20).find(|next| matches!(next, Next::Exit(_)));
         assert_eq!(last, Some(Next::Exit(1)));
+    }
+
+    #[test]
+    fn nobody_follows_one_that_has_yielded() {
+        for how in [Exited(0), Exited(1), Killed(9)] {
+            let (mut policy, now) = (Policy::default(), Instant::now());
+            policy.ready(now);
+            policy.yielded();
+            assert_eq!(policy.ended(how, now), Next::Exit(0));
+            assert!(policy.has_yielded());
+        }
     }
 
     #[test]

@@ -68,6 +68,28 @@ pub(super) struct Sources<'a> {
     pub(super) rule: Option<&'a DestinationRule>,
 }
 
+impl Sources<'_> {
+    /// Why dialling `addr` would lead back to this same Service by way of another node, if it would: two agents would
+    /// pass a client's connection to and fro until neither can open another one.
+    fn circle(&self, world: &World<'_>, protocol: slim::Protocol, addr: SocketAddr) -> Option<String> {
+        let (ip, port) = (addr.ip(), addr.port());
+        let own = || self.service.ports.iter().filter(|own| own.protocol == protocol);
+        let is_node = || {
+            world.local.own_addresses.contains(&ip)
+                || world.nodes.values().any(|node| {
+                    node.addresses.contains(&ip) || node.host_ip_override.iter().any(|a| a.ip() == Some(ip))
+                })
+        };
+        if own().any(|own| own.node_port == Some(port)) && is_node() {
+            return Some(format!("{addr} is a node port of this same Service"));
+        }
+        let exposure = self.service.exposure.as_ref()?;
+        let outside = exposure.external_ips.contains(&ip) || exposure.load_balancer_ips.contains(&ip);
+        (outside && own().any(|own| own.port == port))
+            .then(|| format!("{addr} is an outer address of this same Service"))
+    }
+}
+
 /// What a Service comes to.
 #[derive(Debug, Default)]
 pub(super) struct Built {
@@ -230,6 +252,7 @@ fn backends(
     out.warnings.append(&mut found.warnings);
     let judged = found.candidates.into_iter().map(|candidate| {
         let (backend, bar) = reach(world, from.id, port.protocol, &candidate, &mut out.deps);
+        let bar = bar.or_else(|| from.circle(world, port.protocol, backend.addr.0).map(Exclusion::Loop));
         Judged {
             backend,
             ready: candidate.ready,

@@ -53,8 +53,9 @@ pub(super) fn reach(
             backend.reach = reach;
             backend.addr = BackendAddr(addr);
             deps.push(Dep::ClusterIp(addr.ip()).key());
-            let bar = world.loops(addr).map(Exclusion::Loop);
-            (backend, bar)
+            // A Node or a Pod may say that it is to be dialled somewhere else than at the endpoint.
+            let bar = unusable(addr.ip(), service).map(Exclusion::Invalid);
+            (backend, bar.or_else(|| world.loops(addr).map(Exclusion::Loop)))
         }
         Err(why) => (backend, Some(Exclusion::Unreachable(why))),
     }
@@ -84,6 +85,7 @@ fn find_pod<'a>(
 /// Addresses that no endpoint may have. Loopback is open to `default/kubernetes` alone: KubeEdge points that one at
 /// MetaServer on the node itself.
 fn unusable(ip: IpAddr, service: &ServiceId) -> Option<String> {
+    let ip = ip.to_canonical();
     let kubernetes = &*service.namespace == "default" && &*service.name == "kubernetes";
     let what = match ip {
         _ if ip.is_unspecified() => "the unspecified address",

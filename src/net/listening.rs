@@ -125,6 +125,12 @@ fn parse(line: &str, udp: bool) -> Option<Listening> {
     Some(Listening { udp, address: SocketAddr::new(ip, port), inode: inode.parse().ok()? })
 }
 
+/// Reads a line of the kernel's lists, for tests with hostile ones.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_line(line: &str) {
+    let _ = (parse(line, false), state(line), queue(line));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

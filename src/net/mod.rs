@@ -8,5 +8,7 @@ pub mod diag;
 pub mod link;
 pub mod listening;
 pub mod netlink;
+pub mod parcel;
 pub mod queue;
+pub mod shelf;
 pub mod sock;

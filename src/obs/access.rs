@@ -3,8 +3,9 @@
 //! Lines are written by a thread of their own: the data plane never waits for a disk. What it cannot take is counted
 //! and left out.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -64,11 +65,8 @@ impl AccessLog {
     pub fn open(path: &Path, share: f64) -> io::Result<Self> {
         let (lines, waiting) = sync_channel(QUEUE);
         let path = path.to_path_buf();
-        let out: Box<dyn Write + Send> = if path.as_os_str() == "-" {
-            Box::new(io::stdout())
-        } else {
-            Box::new(OpenOptions::new().create(true).append(true).open(&path)?)
-        };
+        let out: Box<dyn Write + Send> =
+            if path.as_os_str() == "-" { Box::new(io::stdout()) } else { Box::new(file(&path)?) };
         std::thread::Builder::new()
             .name("access-log".to_owned())
             .spawn(move || write(&waiting, BufWriter::new(out), &path))?;
@@ -92,6 +90,12 @@ impl AccessLog {
     pub fn lost(&self) -> u64 {
         self.lost.load(Relaxed)
     }
+}
+
+/// Opens the log's file for appending, or makes it: who asked for what is for root, and for the group that collects
+/// logs where an administrator gives it to one.
+pub fn file(path: &Path) -> io::Result<File> {
+    OpenOptions::new().create(true).append(true).mode(0o640).open(path)
 }
 
 /// Writes what comes, and flushes when nothing more waits, until the log is dropped.

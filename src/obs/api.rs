@@ -25,6 +25,9 @@ pub struct Status {
     /// The rules on this node.
     #[serde(default)]
     pub rules: RulesReport,
+    /// What the agent has given up; absent where it was told not to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hardening: Option<HardeningReport>,
     /// The captured ranges.
     #[serde(rename = "serviceCIDRs")]
     pub service_cidrs: Vec<String>,
@@ -33,6 +36,22 @@ pub struct Status {
     pub warnings: Vec<String>,
     /// Every service port.
     pub services: Vec<ServiceReport>,
+}
+
+/// What the agent has given up.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HardeningReport {
+    /// The capabilities that are left, without `CAP_`.
+    pub capabilities: Vec<String>,
+    /// Whether no program that is started can gain rights.
+    pub no_new_privileges: bool,
+    /// How many system calls are forbidden; 0 where there is no filter.
+    pub system_calls_forbidden: usize,
+    /// The version of Landlock that limits where files are written; 0 where the kernel has none.
+    pub landlock: i32,
+    /// What could not be given up, and why; each a line.
+    pub notes: Vec<String>,
 }
 
 /// One readiness condition.
@@ -422,6 +441,7 @@ pub(crate) mod tests {
                 installed: true,
                 warnings: Vec::new(),
             },
+            hardening: None,
             service_cidrs: vec!["10.96.0.0/12".to_owned()],
             warnings: vec!["kube-proxy's chains are here too".to_owned()],
             services: vec![ServiceReport {

@@ -136,6 +136,18 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
             }
             return;
         }
+        Ok(Way::ByName(dst)) => {
+            let Some(_entry) = shared.sources.enter(peer.ip().to_canonical()) else {
+                return refuse(&client, peer, shared, &Refusal::Greedy);
+            };
+            // Whoever speaks no HTTP names nobody.
+            if let Some((client, _)) =
+                Box::pin(requests(client, (peer, dst), &ticket, &upstreams, None)).await
+            {
+                refuse(&client, peer, shared, &Refusal::Unknown(dst));
+            }
+            return;
+        }
         Err(why) => return refuse(&client, peer, shared, &why),
     };
     let Some(_entry) = shared.sources.enter(peer.ip().to_canonical()) else {
@@ -152,7 +164,7 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
     let mut ahead = Vec::new();
     if shared.http.serves(&upstream) {
         // Boxed: requests need more room than a relay.
-        match Box::pin(requests(client, (peer, dst), &ticket, &upstreams, &upstream)).await {
+        match Box::pin(requests(client, (peer, dst), &ticket, &upstreams, Some(&upstream))).await {
             Some(same) => (client, ahead) = same,
             None => return,
         }
@@ -185,35 +197,46 @@ pub(super) async fn run(client: TcpStream, peer: SocketAddr, ticket: Ticket, ups
 
     let mut relay = Relay::new(client, backend, Arc::clone(&upstream.counters)).with_ahead(&ahead, &[]);
     drop(ahead);
-    relay_to_end(&mut relay, shared, peer, &upstream).await;
+    relay_to_end(&mut relay, shared, peer).await;
 }
 
-/// Serves a client of an HTTP port. Gives back one that turned out to be none, and what was read of it.
+/// Serves a client of an HTTP port, or of a place where names choose. Gives back one that turned out to be none, and what was read of it.
 async fn requests(
     client: TcpStream,
     (peer, dst): (SocketAddr, SocketAddr),
     ticket: &Ticket,
     upstreams: &Arc<Upstreams>,
-    upstream: &Arc<Upstream>,
+    upstream: Option<&Arc<Upstream>>,
 ) -> Option<(TcpStream, Vec<u8>)> {
     let shared = &ticket.shared;
     let ends = (sock::unmapped(peer), dst);
-    let outcome = tokio::select! {
-        outcome = http::serve(client, ends, ticket.place, shared, upstreams, upstream) => outcome,
-        () = shared.until_killed() => return None,
-    };
+    let mut kill = pin!(shared.kill.notified());
+    let mut watching = false;
+    let mut work = pin!(http::serve(client, ends, ticket.place, shared, upstreams, upstream));
+    let outcome = poll_fn(|cx| {
+        if !watching {
+            // As in `relay_to_end`.
+            watching = true;
+            let _ = kill.as_mut().poll(cx);
+        }
+        if shared.killed.load(Acquire) {
+            return Poll::Ready(None);
+        }
+        work.as_mut().poll(cx).map(Some)
+    })
+    .await?;
     match outcome {
         Outcome::Done => None,
         Outcome::NotHttp(client, ahead) => Some((client, ahead)),
         Outcome::Upgraded(mut relay, _counted) => {
-            relay_to_end(&mut relay, shared, peer, upstream).await;
+            relay_to_end(&mut relay, shared, peer).await;
             None
         }
     }
 }
 
 /// Moves bytes until the connection has ended, or must.
-async fn relay_to_end(relay: &mut Relay, shared: &Shared, peer: SocketAddr, upstream: &Upstream) {
+async fn relay_to_end(relay: &mut Relay, shared: &Shared, peer: SocketAddr) {
     let mut kill = pin!(shared.kill.notified());
     let mut watching = false;
     let end = poll_fn(|cx| {
@@ -229,13 +252,15 @@ async fn relay_to_end(relay: &mut Relay, shared: &Shared, peer: SocketAddr, upst
         relay.poll(cx, &shared.pipes).map(Some)
     })
     .await;
-    debug!(%peer, service = %upstream.port.id, ?end, "connection ended");
+    debug!(%peer, ?end, "connection ended");
 }
 
 /// Where a connection goes.
 enum Way {
     /// To a backend of the service port that the client asked for at this address, by the way that it came.
     Upstream(SocketAddr, Arc<Upstream>, Via),
+    /// To whom the requests name.
+    ByName(SocketAddr),
     /// Nowhere: it is served in this process.
     Here(Handler),
 }
@@ -257,8 +282,11 @@ fn route(
     }
     let frontend = Frontend { ip: dst.ip(), port: dst.port(), protocol: Protocol::Tcp };
     let client = peer.ip().to_canonical();
-    let (upstream, via) = upstreams.route(&frontend, client).ok_or(Refusal::Unknown(dst))?;
-    Ok(Way::Upstream(dst, upstream, via))
+    match upstreams.route(&frontend, client) {
+        Some((upstream, via)) => Ok(Way::Upstream(dst, upstream, via)),
+        None if shared.http.is_on() && (shared.gate.is)(dst) => Ok(Way::ByName(dst)),
+        None => Err(Refusal::Unknown(dst)),
+    }
 }
 
 async fn connect(

@@ -37,6 +37,9 @@ use crate::life::Drain;
 use crate::net::sock;
 use crate::obs::meter::Tally;
 
+pub use http::Gate;
+#[cfg(any(test, fuzzing))]
+pub(crate) use http::{read_beginning, read_requests};
 pub use knock::{Knock, Reply};
 
 use dial::{DialLimits, TcpDialer};
@@ -108,6 +111,7 @@ struct Shared {
     destination: Destination,
     guard: Guard,
     takeover: Takeover,
+    gate: Gate,
     /// Where backends wait that were dialled before their client was accepted.
     hold: Option<Arc<hold::Hold>>,
     comes_home: ComesHome,
@@ -198,6 +202,7 @@ impl Proxy {
                 destination: Arc::new(sock::original_dst),
                 guard: Arc::new(|_| false),
                 takeover: Arc::new(|_| None),
+                gate: Gate::default(),
                 hold: None,
                 comes_home: Arc::new(|_, _| false),
                 dialer: TcpDialer { mark: own_mark, speaks_first: false },
@@ -239,6 +244,13 @@ impl Proxy {
     #[must_use]
     pub fn with_takeover(mut self, takeover: Takeover) -> Self {
         self.shared.takeover = takeover;
+        self
+    }
+
+    /// Lets names choose the service at the addresses of `gate`.
+    #[must_use]
+    pub fn with_gate(mut self, gate: Gate) -> Self {
+        self.shared.gate = gate;
         self
     }
 

@@ -184,6 +184,9 @@ pub fn program_name(backend: Backend, family: Family, suffix: &str) -> String {
 impl Firewall for HostTools {
     async fn save(&self, backend: Backend, family: Family) -> Result<Option<String>, ToolError> {
         let program = program_name(backend, family, "save");
+        if backend == Backend::Legacy && has_no_legacy_table(family) && is_installed(&program) {
+            return Ok(Some(String::new()));
+        }
         match run_tool(&program, &["-c"], None, "iptables").await {
             Ok(text) => Ok(Some(text)),
             Err(ToolError::Missing { .. }) => Ok(None),
@@ -215,6 +218,24 @@ impl Firewall for HostTools {
             Err(error) => Err(error),
         }
     }
+}
+
+/// Whether the kernel has no legacy table of that family in this namespace. The program asks the same file, and prints
+/// nothing then; most nodes have none, and to start it takes five milliseconds each time.
+fn has_no_legacy_table(family: Family) -> bool {
+    let file = match family {
+        Family::V4 => "/proc/thread-self/net/ip_tables_names",
+        Family::V6 => "/proc/thread-self/net/ip6_tables_names",
+    };
+    match std::fs::read(file) {
+        Ok(names) => names.is_empty(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    }
+}
+
+fn is_installed(program: &str) -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
 }
 
 /// Runs `program` with `args`, feeding it `input`, and returns its standard output. `package` names where it comes

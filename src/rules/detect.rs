@@ -62,25 +62,28 @@ pub async fn detect<M: Machine>(machine: &M, setting: IptablesBackend) -> Result
     if !machine.may_administer() {
         return Err(StartError::NotPermitted);
     }
-    let set = |backend| (backend, "set by intercept.iptablesBackend".to_owned(), false);
-    let (backend, why, hinted) = match setting {
-        IptablesBackend::Nft => set(Backend::Nft),
-        IptablesBackend::Legacy => set(Backend::Legacy),
-        IptablesBackend::Auto => {
-            choose(look(machine, Backend::Nft).await, look(machine, Backend::Legacy).await)?
-        }
+    let set = match setting {
+        IptablesBackend::Nft => Some(Backend::Nft),
+        IptablesBackend::Legacy => Some(Backend::Legacy),
+        IptablesBackend::Auto => None,
     };
-    if setting != IptablesBackend::Auto {
-        match look(machine, backend).await {
-            Seen::Text(_) => {}
+    let (backend, why, hinted, v6) = if let Some(backend) = set {
+        let (seen, v6) = look(machine, backend).await;
+        match seen {
+            Seen::Text(_) => (backend, "set by intercept.iptablesBackend".to_owned(), false, v6),
             Seen::Absent => return Err(StartError::NotInstalled(backend.as_str())),
             Seen::Broken(error) => return Err(StartError::Unusable(error)),
         }
-    }
+    } else {
+        let ((nft, nft_v6), (legacy, legacy_v6)) =
+            tokio::join!(look(machine, Backend::Nft), look(machine, Backend::Legacy));
+        let (backend, why, hinted) = choose(nft, legacy)?;
+        (backend, why, hinted, if backend == Backend::Nft { nft_v6 } else { legacy_v6 })
+    };
     let no_v6 = if machine.has_ipv6() {
-        match machine.save(backend, Family::V6).await {
-            Ok(Some(_)) => String::new(),
-            Ok(None) => format!("`ip6tables-{}-save` is not installed", backend.as_str()),
+        match v6 {
+            Ok(true) => String::new(),
+            Ok(false) => format!("`ip6tables-{}-save` is not installed", backend.as_str()),
             Err(error) => error.to_string(),
         }
     } else {
@@ -89,18 +92,20 @@ pub async fn detect<M: Machine>(machine: &M, setting: IptablesBackend) -> Result
     Ok(Detection { backend, why, hinted, v6: no_v6.is_empty(), no_v6 })
 }
 
-/// The dumps of one back end. IPv6 may be missing; its hints then are, too.
-async fn look<M: Machine>(machine: &M, backend: Backend) -> Seen {
-    match machine.save(backend, Family::V4).await {
+/// The dumps of one back end, and whether it has IPv6. That may be missing; its hints then are, too.
+async fn look<M: Machine>(machine: &M, backend: Backend) -> (Seen, Result<bool, ToolError>) {
+    let (v4, v6) = tokio::join!(machine.save(backend, Family::V4), machine.save(backend, Family::V6));
+    let seen = match v4 {
         Ok(None) => Seen::Absent,
         Err(error) => Seen::Broken(error),
         Ok(Some(mut text)) => {
-            if let Ok(Some(more)) = machine.save(backend, Family::V6).await {
-                text.push_str(&more);
+            if let Ok(Some(more)) = &v6 {
+                text.push_str(more);
             }
             Seen::Text(text)
         }
-    }
+    };
+    (seen, v6.map(|text| text.is_some()))
 }
 
 /// A hint in nft, else a hint in legacy, else nft, else what there is.

@@ -2,11 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt::Write as _;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::apply::{Backend, Family, Firewall, ToolError};
-use super::machine::Machine;
+use super::machine::{Lacks, Machine};
+use super::names::CREATED_CHAIN;
 use super::routes::{Entry, Foreign, RouteError, Standing};
+use super::scratch::Feature;
 use crate::model::Frontend;
 
 /// Chains in the order of their creation, each with its rules.
@@ -27,16 +29,35 @@ pub(super) struct State {
     faults: VecDeque<ToolError>,
     /// What was called, in order.
     calls: Vec<String>,
+    /// How many operations there were.
+    operations: usize,
+    /// The operations that fail, by their number from 0, and how. Those that change several things do so halfway.
+    failing: BTreeMap<usize, Failing>,
+    /// The process whose machine this is has died: nothing that it does has an effect.
+    dead: bool,
+}
+
+/// How an operation fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Failing {
+    /// A tool says no.
+    Broken,
+    /// Somebody else holds the lock.
+    Busy,
+    /// The process dies on the way.
+    Dies,
 }
 
 /// The machine.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Fake {
-    pub(super) state: Mutex<State>,
+    pub(super) state: Arc<Mutex<State>>,
     pub(crate) has_ipset: bool,
     pub(crate) has_ipv6: bool,
     pub(crate) permitted: bool,
     pub(crate) has_policy_routing: bool,
+    /// Whether the process may make a network namespace, to try rules there.
+    pub(crate) may_try: bool,
     /// Back ends whose programs are installed.
     pub(crate) backends: Vec<Backend>,
 }
@@ -44,11 +65,12 @@ pub(crate) struct Fake {
 impl Default for Fake {
     fn default() -> Self {
         Self {
-            state: Mutex::default(),
+            state: Arc::default(),
             has_ipset: true,
             has_ipv6: true,
             permitted: true,
             has_policy_routing: true,
+            may_try: true,
             backends: Backend::ALL.to_vec(),
         }
     }
@@ -73,6 +95,22 @@ impl Fake {
         self.state().faults.push_back(error);
     }
 
+    /// Has operations fail, counted from now on.
+    pub(super) fn plan_failures(&self, failing: BTreeMap<usize, Failing>) {
+        let mut state = self.state();
+        (state.failing, state.operations, state.dead) = (failing, 0, false);
+    }
+
+    /// How many operations there were since then.
+    pub(super) fn operations(&self) -> usize {
+        self.state().operations
+    }
+
+    /// Whether the process has died.
+    pub(super) fn is_dead(&self) -> bool {
+        self.state().dead
+    }
+
     /// What was called since the last time.
     pub(crate) fn take_calls(&self) -> Vec<String> {
         std::mem::take(&mut self.state().calls)
@@ -87,6 +125,19 @@ impl Fake {
     pub(crate) fn picture(&self) -> String {
         let state = self.state();
         format!("{:#?}\n{:#?}\n{:#?}", state.tables, state.sets, state.entries)
+    }
+
+    /// What of it has an effect, in an order of its own: no tables without rules, and not the mark that says whose a
+    /// table is.
+    pub(super) fn effect(&self) -> String {
+        let state = self.state();
+        let rules = |chains: &Chains| -> BTreeMap<String, Vec<String>> {
+            chains.iter().filter(|(name, _)| name != CREATED_CHAIN).cloned().collect()
+        };
+        let tables =
+            state.tables.iter().filter(|(_, chains)| chains.iter().any(|(_, rules)| !rules.is_empty()));
+        let tables: BTreeMap<_, _> = tables.map(|(key, chains)| (key, rules(chains))).collect();
+        format!("{tables:#?}\n{:#?}\n{:#?}", state.sets, state.entries)
     }
 
     /// Changes routes or sets behind the reconciler's back.
@@ -120,9 +171,34 @@ impl Fake {
     }
 }
 
+impl State {
+    /// Counts an operation. An error says that it fails, after half of what it does if it does several things.
+    fn operation(&mut self) -> Result<(), ToolError> {
+        if self.dead {
+            return Err(failure(137, "the process is dead"));
+        }
+        let number = self.operations;
+        self.operations += 1;
+        match self.failing.get(&number) {
+            None => Ok(()),
+            Some(Failing::Broken) => Err(failure(1, "broken")),
+            Some(Failing::Busy) => Err(failure(4, "Another app is currently holding the xtables lock")),
+            Some(Failing::Dies) => {
+                self.dead = true;
+                Err(failure(137, "it dies"))
+            }
+        }
+    }
+}
+
+fn route_error(error: &ToolError) -> RouteError {
+    RouteError { what: "a route".to_owned(), source: std::io::Error::other(error.to_string()) }
+}
+
 impl Firewall for Fake {
     async fn save(&self, backend: Backend, family: Family) -> Result<Option<String>, ToolError> {
         self.state().calls.push(format!("save {} {}", backend.as_str(), family.as_str()));
+        self.state().operation()?;
         if !self.backends.contains(&backend) {
             return Ok(None);
         }
@@ -154,6 +230,7 @@ impl Firewall for Fake {
         if let Some(error) = state.faults.pop_front() {
             return Err(error);
         }
+        state.operation()?;
         let mut tables = state.tables.clone();
         let mut table = String::new();
         for line in script.lines() {
@@ -182,7 +259,12 @@ impl Firewall for Fake {
         if let Some(error) = state.faults.pop_front() {
             return Err(error);
         }
-        for line in script.lines() {
+        // Line by line, as the real one: what fails has done a part of it.
+        let was_dead = state.dead;
+        let fault = state.operation().err();
+        let count = script.lines().count();
+        let lines = if fault.is_none() { count } else { count / 2 };
+        for line in script.lines().take(if was_dead { 0 } else { lines }) {
             let bad = || failure(1, &format!("line failed: {line}"));
             let words: Vec<&str> = line.split(' ').collect();
             match words[..] {
@@ -207,11 +289,12 @@ impl Firewall for Fake {
                 _ => return Err(bad()),
             }
         }
-        Ok(())
+        fault.map_or(Ok(()), Err)
     }
 
     async fn ipset_save(&self) -> Result<Option<String>, ToolError> {
-        let state = self.state();
+        let mut state = self.state();
+        state.operation()?;
         let adds = state
             .sets
             .iter()
@@ -259,7 +342,12 @@ fn chain<'a>(chains: &'a mut Chains, name: &str) -> &'a mut Vec<String> {
 }
 
 impl Machine for Fake {
+    async fn lacks(&self, _: Backend, _: bool, _: &'static [Feature]) -> Lacks {
+        if self.may_try { Lacks::Nothing } else { Lacks::Unknown }
+    }
+
     async fn ipset_list(&self) -> Result<Option<String>, ToolError> {
+        self.state().operation()?;
         let mut text = String::new();
         for (name, (kind, members)) in &self.state().sets {
             let _ = writeln!(text, "Name: {name}\nType: {kind}\nNumber of entries: {}\n", members.len());
@@ -268,18 +356,35 @@ impl Machine for Fake {
     }
 
     async fn standing(&self) -> Result<Standing, RouteError> {
-        let state = self.state();
+        let mut state = self.state();
+        state.operation().map_err(|error| route_error(&error))?;
         Ok(Standing { own: state.entries.clone(), foreign: state.foreign.clone() })
     }
 
     async fn add_entries(&self, entries: &[Entry]) -> Result<Vec<Result<(), RouteError>>, RouteError> {
-        self.state().entries.extend(entries);
+        let mut state = self.state();
+        let was_dead = state.dead;
+        if let Err(error) = state.operation() {
+            if !was_dead {
+                state.entries.extend(&entries[..entries.len() / 2]);
+            }
+            return Err(route_error(&error));
+        }
+        state.entries.extend(entries);
         Ok(entries.iter().map(|_| Ok(())).collect())
     }
 
     async fn remove_entries(&self, entries: &[Entry]) -> Result<(), RouteError> {
-        self.state().entries.retain(|entry| !entries.contains(entry));
-        Ok(())
+        let mut state = self.state();
+        let was_dead = state.dead;
+        let fault = state.operation().map_err(|error| route_error(&error));
+        let gone = match &fault {
+            Ok(()) => entries,
+            Err(_) if was_dead => &[],
+            Err(_) => &entries[..entries.len() / 2],
+        };
+        state.entries.retain(|entry| !gone.contains(entry));
+        fault
     }
 
     async fn has_policy_routing(&self, _: &[Family]) -> bool {
@@ -288,6 +393,7 @@ impl Machine for Fake {
 
     fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
         let mut state = self.state();
+        state.operation().map_err(|error| std::io::Error::other(error.to_string()))?;
         let key = (Backend::Nft, family, table.to_owned());
         let bare =
             state.tables.get(&key).is_none_or(|chains| chains.iter().all(|(_, rules)| rules.is_empty()));

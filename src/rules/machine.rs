@@ -14,6 +14,17 @@ use super::scratch::{self, Feature};
 use crate::model::Frontend;
 use crate::net::link;
 
+/// What became of a look at what the packet filter can do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Lacks {
+    /// All that is needed is there.
+    Nothing,
+    /// Something is missing, and that is what the program said.
+    Something(String),
+    /// It cannot be tried beforehand: that takes a network namespace, which few may make.
+    Unknown,
+}
+
 /// Everything the reconciler needs of one network namespace.
 pub trait Machine: Firewall {
     /// The text of `ipset list -terse`. `Ok(None)` if the tool or the kernel has no sets.
@@ -63,14 +74,19 @@ pub trait Machine: Firewall {
         None
     }
 
-    /// Why one of `features` is missing on this machine; `None` if all are there.
+    /// Whether this machine has all of `features`.
     fn lacks(
         &self,
         _: Backend,
         _v6: bool,
         _features: &'static [Feature],
-    ) -> impl Future<Output = Option<String>> + Send {
-        async { None }
+    ) -> impl Future<Output = Lacks> + Send {
+        async { Lacks::Nothing }
+    }
+
+    /// Links, or `all`, on which the kernel looks for the way back to a packet's sender by the packet's mark.
+    fn follows_marks(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// Whether the kernel has IPv6 and it is not switched off at boot.
@@ -132,18 +148,32 @@ impl Machine for HostTools {
         nft::generation().ok().flatten()
     }
 
-    async fn lacks(&self, backend: Backend, v6: bool, features: &'static [Feature]) -> Option<String> {
+    async fn lacks(&self, backend: Backend, v6: bool, features: &'static [Feature]) -> Lacks {
         for family in Family::ALL.into_iter().filter(|family| *family == Family::V4 || v6) {
             match scratch::lacking(backend, family, features).await {
                 Ok(lacks) => {
                     if let Some(lack) = lacks.into_iter().next() {
-                        return Some(lack.said);
+                        return Lacks::Something(lack.said);
                     }
                 }
-                Err(why) => return Some(why),
+                Err(why) => {
+                    tracing::debug!(why, "what the packet filter can do shows when rules are installed");
+                    return Lacks::Unknown;
+                }
             }
         }
-        None
+        Lacks::Nothing
+    }
+
+    fn follows_marks(&self) -> Vec<String> {
+        let links = std::fs::read_dir(CONF).into_iter().flatten().flatten();
+        let on = links.filter(|link| {
+            let value = std::fs::read_to_string(link.path().join("src_valid_mark"));
+            value.is_ok_and(|value| value.trim() != "0")
+        });
+        let mut names: Vec<String> = on.filter_map(|link| link.file_name().into_string().ok()).collect();
+        names.sort();
+        names
     }
 
     fn has_ipv6(&self) -> bool {
@@ -155,6 +185,9 @@ impl Machine for HostTools {
         effective_capabilities(&status).is_none_or(|set| set & (1 << CAP_NET_ADMIN) != 0)
     }
 }
+
+/// One folder for each link, and `all` for every link.
+const CONF: &str = "/proc/sys/net/ipv4/conf";
 
 /// Bit number of `CAP_NET_ADMIN`, `linux/capability.h`.
 pub const CAP_NET_ADMIN: u32 = 12;

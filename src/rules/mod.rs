@@ -11,8 +11,11 @@ pub mod audit;
 pub mod detect;
 pub mod dump;
 #[cfg(test)]
+mod explore_tests;
+#[cfg(test)]
 pub(crate) mod fake;
 pub mod firewall;
+mod install;
 pub mod ipset;
 mod keep_source;
 pub mod leftovers;
@@ -32,6 +35,14 @@ pub mod routes;
 pub mod run;
 pub mod scratch;
 mod ways;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) mod hostile;
+
+/// The file that iptables locks while it changes legacy rules.
+pub fn lock_file() -> std::path::PathBuf {
+    probe::lock::path()
+}
 
 pub use detect::StartError;
 pub use leftovers::{leftovers, remove_leftovers};

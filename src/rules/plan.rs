@@ -1,5 +1,6 @@
 //! What should stand in the packet filter, as data. Pure: the same input gives the same plan.
 
+mod entries;
 mod optional;
 
 use std::collections::BTreeSet;
@@ -42,6 +43,8 @@ pub struct Wanted {
     pub keep_source: bool,
     /// The acceptor's port.
     pub proxy_port: u16,
+    /// The acceptor's port of the agent that was here before and still serves what was led to it.
+    pub former_port: Option<u16>,
     /// The mark on the agent's own packets, one bit.
     pub own_mark: u32,
     /// The mark on packets that are to be refused, one bit.
@@ -240,25 +243,6 @@ impl Input<'_> {
         )
     }
 
-    /// Routes and policy rules. What is left alone goes where it would go without us; the main table has no way of
-    /// saying so, for a route to the range there wins over a default route.
-    fn entries(&self) -> BTreeSet<Entry> {
-        if !self.capabilities.policy_routing {
-            return self.ranges.iter().map(|range| Entry::MainToRange(*range)).collect();
-        }
-        let family = self.family;
-        let mut entries = BTreeSet::from([
-            Entry::RefuseTable(family),
-            Entry::RefuseRule(family, self.wanted.refuse_mark),
-            Entry::RangeRule(family),
-        ]);
-        entries.extend(self.ranges.iter().map(|range| Entry::ToRange(*range)));
-        let inside = |ip: &&IpAddr| self.ranges.iter().any(|range| range.contains(*ip));
-        let alone = self.wanted.skip.iter().filter(inside);
-        entries.extend(alone.map(|ip| Entry::Throw(IpNet::from(*ip))));
-        entries
-    }
-
     fn refused(&self) -> String {
         format!("-m mark --mark {0:#x}/{0:#x}", self.wanted.refuse_mark)
     }
@@ -284,19 +268,29 @@ impl Input<'_> {
     /// whoever dials the acceptor's port directly.
     fn filter(&self) -> TablePlan {
         let (port, unreachable, refused) = (self.wanted.proxy_port, self.unreachable(), self.refused());
-        let mut input = Vec::new();
-        if self.capabilities.policy_routing {
+        let accept_delivered = |protocol: &str| {
             let mark = self.deliver_mark();
-            let protocols: &[&str] = if self.keeps_source() { &["udp", "tcp"] } else { &["udp"] };
-            for protocol in protocols {
-                input.push(format!(
-                    "-p {protocol} -m mark --mark {mark:#x}/{mark:#x} -m comment --comment {COMMENT} -j ACCEPT"
-                ));
-            }
+            format!(
+                "-p {protocol} -m mark --mark {mark:#x}/{mark:#x} -m comment --comment {COMMENT} -j ACCEPT"
+            )
+        };
+        let mut input = Vec::new();
+        if self.keeps_source() {
+            input.push(accept_delivered("tcp"));
         }
+        // Nearly every packet of TCP leaves at one of the first two.
         let to_us = format!("-p tcp -m tcp --dport {port}");
         input.push(format!("{to_us} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"));
+        // Handshakes that were half done when the ranges were led here, where the host's firewall would not let them in.
+        input.extend(self.wanted.former_port.filter(|former| *former != port).map(|former| {
+            format!(
+                "-p tcp -m tcp --dport {former} -m conntrack --ctstate DNAT -m comment --comment {COMMENT} -j ACCEPT"
+            )
+        }));
         input.push(established_tcp());
+        if self.capabilities.policy_routing {
+            input.push(accept_delivered("udp"));
+        }
         if self.capabilities.ipset {
             input.push(format!(
                 "-p tcp {refused} -m comment --comment {COMMENT} -j REJECT --reject-with tcp-reset"
@@ -377,10 +371,13 @@ impl Input<'_> {
             let clear = format!("-m comment --comment {COMMENT} -j MARK --set-xmark 0x0/{both:#x}");
             chains.push(ChainPlan { name: HELD_CHAIN, rules: vec![clear] });
         }
+        if self.capabilities.ipset {
+            // Nearly every packet leaves here.
+            rules.push(established_tcp());
+        }
         rules.extend(homing.map(|[_, connections]| connections));
         rules.push(self.own());
         if self.capabilities.ipset {
-            rules.push(established_tcp());
             let (served, skip) = (served_set(self.family), skip_set(self.family));
             let left_alone = format!("-m set ! --match-set {skip} dst");
             let unserved = format!("{left_alone} -m set ! --match-set {served} dst,dst");

@@ -1,6 +1,6 @@
 //! What on this machine would stop the rules from working, or make them work wrongly. Changes nothing.
 
-mod lock;
+pub(super) mod lock;
 mod networks;
 mod standing;
 
@@ -12,7 +12,7 @@ use ipnet::IpNet;
 use super::apply::{Backend, Family, HostTools};
 use super::detect::{StartError, detect};
 use super::legacy::{self, Options, Roots};
-use super::machine::{CAP_NET_ADMIN, CAP_NET_RAW, Machine as _, effective_capabilities};
+use super::machine::{CAP_NET_ADMIN, CAP_NET_RAW, Lacks, Machine as _, effective_capabilities};
 use super::scratch::{FEATURES, Lack, QUEUE, lacking};
 use crate::config::{ConnectMode, InterceptSettings, IptablesBackend};
 use crate::net::sock;
@@ -117,7 +117,7 @@ async fn rules(settings: &InterceptSettings, known: &Known, found: &mut Vec<Find
         // With the lock held, the probes would only wait for it.
         features(backend, detection.v6, found).await;
         if settings.connect == ConnectMode::BeforeAccept
-            && let Some(said) = HostTools.lacks(backend, detection.v6, &QUEUE).await
+            && let Lacks::Something(said) = HostTools.lacks(backend, detection.v6, &QUEUE).await
         {
             found.push(missing_queues(&said));
         }

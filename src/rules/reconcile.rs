@@ -12,17 +12,14 @@ use imbl::ordset::DiffItem;
 use tracing::{debug, info, warn};
 
 use super::apply::{Backend, Family, ToolError};
-use super::audit::{self, Wording};
+use super::audit::Wording;
 use super::detect::{StartError, detect};
-use super::dump::{Dump, DumpError};
+use super::dump::DumpError;
 use super::ipset;
-use super::leftovers::{read, remove_all, remove_rules, remove_sets};
-use super::machine::Machine;
-use super::names::CREATED_CHAIN;
-use super::peek::{self, UNREADABLE};
+use super::leftovers::{remove_all, remove_rules, remove_sets};
+use super::machine::{Lacks, Machine};
 use super::places::Places;
 use super::plan::{Capabilities, FamilyPlan, Plan, Wanted, plan};
-use super::render;
 use super::routes::{Entry, RouteError};
 use super::scratch::QUEUE;
 use crate::config::{ConnectMode, InterceptSettings, IptablesBackend};
@@ -91,6 +88,13 @@ pub enum RulesError {
     IpsetGone,
 }
 
+/// What is believed to be there, because it could be neither tried nor installed yet.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Unproven {
+    pub(super) queues: bool,
+    pub(super) marks: bool,
+}
+
 /// Owner of everything that this program has in the packet filter of one machine.
 #[derive(Debug)]
 pub struct Reconciler<M> {
@@ -103,6 +107,7 @@ pub struct Reconciler<M> {
     sets_proven: bool,
     /// Whether connections can be marked has been looked at.
     pub(super) probed_marks: bool,
+    pub(super) unproven: Unproven,
     /// What is in force; `None` before the first success and after a failure, when everything is done anew.
     wanted: Option<Wanted>,
     pub(super) wording: BTreeMap<Family, Wording>,
@@ -139,6 +144,7 @@ impl<M: Machine> Reconciler<M> {
             capabilities: Capabilities { v6: found.v6, policy_routing, ..Capabilities::ALL },
             sets_proven: false,
             probed_marks: false,
+            unproven: Unproven::default(),
             wanted: None,
             wording: BTreeMap::new(),
             created: BTreeSet::new(),
@@ -154,11 +160,10 @@ impl<M: Machine> Reconciler<M> {
             this.give_up_sets(NO_IPSET);
         }
         if settings.connect == ConnectMode::BeforeAccept {
-            if let Some(why) = this.machine.lacks(found.backend, found.v6, &QUEUE).await {
-                this.capabilities.queues = false;
-                this.warn(format!("{NOT_HELD} (packets cannot be held: {why})"));
-            } else if !ipset {
-                this.warn(format!("{NOT_HELD} (that takes ip sets)"));
+            match this.machine.lacks(found.backend, found.v6, &QUEUE).await {
+                Lacks::Something(why) => this.give_up_queues(&why),
+                _ if !ipset => this.warn(format!("{NOT_HELD} (that takes ip sets)")),
+                lacks => this.unproven.queues = lacks == Lacks::Unknown,
             }
         }
         if !policy_routing {
@@ -212,6 +217,13 @@ impl<M: Machine> Reconciler<M> {
         result
     }
 
+    /// Forgets what is in force, because somebody else may have written: the next [`Self::apply`] does everything anew.
+    pub fn distrust(&mut self) {
+        self.wanted = None;
+        self.verified = None;
+        self.report.installed = false;
+    }
+
     /// The state for `status`.
     pub fn report(&self) -> RulesReport {
         self.report.clone()
@@ -246,6 +258,11 @@ impl<M: Machine> Reconciler<M> {
         result
     }
 
+    pub(super) fn give_up_queues(&mut self, why: &str) {
+        self.capabilities.queues = false;
+        self.warn(format!("{NOT_HELD} (packets cannot be held: {why})"));
+    }
+
     pub(super) fn warn(&mut self, text: String) {
         if !self.report.warnings.contains(&text) {
             warn!("{text}");
@@ -265,6 +282,8 @@ impl<M: Machine> Reconciler<M> {
             match result {
                 // The machine turned out to have less than was thought: once more, with a humbler plan.
                 Ok(()) if self.capabilities != before => {}
+                Err(RulesError::Tool(error @ ToolError::Failed { .. }))
+                    if !error.is_busy() && self.give_up_unproven(wanted, &error.to_string()) => {}
                 Err(RulesError::Tool(error @ ToolError::Failed { .. }))
                     if before.source_sets
                         && target.families.iter().any(|plan| plan.guarded)
@@ -287,6 +306,8 @@ impl<M: Machine> Reconciler<M> {
             }
         }
         self.sets_proven |= self.capabilities.ipset;
+        self.unproven.queues &= wanted.queues == 0;
+        self.unproven.marks &= !self.keeps_source(wanted);
         if !self.capabilities.ipset && !wanted.external.is_empty() {
             self.warn(NO_EXTERNAL.to_owned());
         }
@@ -340,8 +361,16 @@ impl<M: Machine> Reconciler<M> {
         target: &Plan,
         standing: Option<&Plan>,
     ) -> Result<(), RulesError> {
+        // What a set will have marked must find its way at once.
+        let delivered = |plan: &Plan| {
+            plan.entries().into_iter().filter(|entry| !entry.is_to_range()).collect::<BTreeSet<Entry>>()
+        };
+        if standing.is_some_and(|standing| !delivered(target).is_subset(&delivered(standing))) {
+            self.add_entries(target, |entry| !entry.is_to_range()).await?;
+        }
+        let mut spare_sets = true;
         if self.capabilities.ipset && !target.families.is_empty() {
-            self.load_sets(wanted, old, target, standing).await?;
+            spare_sets = self.load_sets(wanted, old, target, standing).await?;
             if !self.capabilities.ipset {
                 return Ok(());
             }
@@ -358,33 +387,36 @@ impl<M: Machine> Reconciler<M> {
             return self.follow_routes(target).await.map(drop);
         }
         self.add_entries(target, |entry| !entry.is_to_range()).await?;
+        let dumps = self.dumps(target).await?;
+        for (plan, dump) in target.families.iter().zip(&dumps) {
+            self.write(plan, dump).await?;
+        }
+        for (plan, now) in target.families.iter().zip(&self.dumps(target).await?) {
+            self.read_back(plan, now);
+        }
         for family in Family::ALL {
-            match target.family(family) {
-                Some(plan) => {
-                    let dump = self.dump(family).await?;
-                    self.install(plan, &dump).await?;
-                }
-                None if family == Family::V4 || self.capabilities.v6 => {
-                    remove_rules(&self.machine, self.backend, family, &self.created).await?;
-                    self.wording.remove(&family);
-                }
-                None => {}
+            if target.family(family).is_none() && (family == Family::V4 || self.capabilities.v6) {
+                remove_rules(&self.machine, self.backend, family, &self.created).await?;
+                self.wording.remove(&family);
             }
         }
         // Only now is taken away what is not needed: what is served must not be without a route while its range changes.
         self.follow_routes(target).await?;
-        let needed: Vec<&str> =
-            target.families.iter().flat_map(FamilyPlan::needed_sets).map(|set| set.name).collect();
+        if !spare_sets {
+            return Ok(());
+        }
+        let needed = needed_sets(target);
         remove_sets(&self.machine, |name| !needed.contains(&name)).await
     }
 
+    /// Brings the sets to what is wanted. False if there are certainly none that the plan does not need.
     async fn load_sets(
         &mut self,
         wanted: &Wanted,
         old: Option<&Wanted>,
         target: &Plan,
         standing: Option<&Plan>,
-    ) -> Result<(), RulesError> {
+    ) -> Result<bool, RulesError> {
         let mut script = String::new();
         let mut anew = Vec::new();
         for plan in &target.families {
@@ -402,14 +434,14 @@ impl<M: Machine> Reconciler<M> {
             anew = target.families.iter().map(|plan| plan.family).collect();
         }
         if anew.is_empty() {
-            return Ok(());
+            return Ok(true);
         }
         let Some(text) = self.machine.ipset_list().await? else {
             if self.sets_proven {
                 return Err(RulesError::IpsetGone);
             }
             self.give_up_sets(NO_IPSET);
-            return Ok(());
+            return Ok(true);
         };
         let heads = ipset::heads(&text);
         let mut script = String::new();
@@ -417,51 +449,9 @@ impl<M: Machine> Reconciler<M> {
         for set in anew.flat_map(FamilyPlan::needed_sets) {
             set.full_load(&set.members(wanted), &heads, &mut script);
         }
-        Ok(self.machine.ipset_restore(&script).await?)
-    }
-
-    pub(super) async fn dump(&self, family: Family) -> Result<Dump, RulesError> {
-        let dump = read(&self.machine, self.backend, family).await?;
-        dump.ok_or(RulesError::ProgramsGone(self.backend.as_str()))
-    }
-
-    /// Keeps the warnings about a family's tables that cannot be read up to date.
-    pub(super) fn tell_unreadable(&mut self, plan: &FamilyPlan, dump: &Dump) {
-        let ours = |name: &&String| plan.tables.iter().any(|table| table.name == name.as_str());
-        let now: Vec<String> = dump
-            .unreadable
-            .iter()
-            .filter(ours)
-            .map(|table| peek::warning(plan.family, table, &dump.hidden))
-            .collect();
-        let start = format!("{UNREADABLE} {} ", plan.family.as_str());
-        self.report.warnings.retain(|line| !line.starts_with(&start) || now.contains(line));
-        for line in now {
-            self.warn(line);
-        }
-    }
-
-    /// Writes one family's rules and reads back how the machine words them.
-    pub(super) async fn install(&mut self, plan: &FamilyPlan, dump: &Dump) -> Result<(), RulesError> {
-        let family = plan.family;
-        if self.backend == Backend::Nft {
-            for table in &plan.tables {
-                if dump.table(table.name).is_none_or(|now| now.has_chain(CREATED_CHAIN)) {
-                    self.created.insert((family, table.name));
-                }
-            }
-        }
-        self.verified = None;
-        let script = render::install(plan, dump, &self.created_in(family));
-        self.machine.restore(self.backend, family, &script).await?;
-        let now = self.dump(family).await?;
-        self.tell_unreadable(plan, &now);
-        self.wording.insert(family, audit::wording(plan, &now));
-        Ok(())
-    }
-
-    fn created_in(&self, family: Family) -> BTreeSet<&'static str> {
-        self.created.iter().filter(|(of, _)| *of == family).map(|(_, table)| *table).collect()
+        self.machine.ipset_restore(&script).await?;
+        let needed = needed_sets(target);
+        Ok(heads.keys().any(|name| !needed.contains(&name.as_str())))
     }
 
     /// Removes what an earlier run left in the other back end. A fault there is no reason not to serve.
@@ -478,6 +468,10 @@ impl<M: Machine> Reconciler<M> {
             }
         }
     }
+}
+
+fn needed_sets(target: &Plan) -> Vec<&'static str> {
+    target.families.iter().flat_map(FamilyPlan::needed_sets).map(|set| set.name).collect()
 }
 
 #[cfg(test)]

@@ -198,6 +198,40 @@ async fn a_kernel_that_cannot_match_sets_is_served_without() {
     assert_eq!(rules.machine().members(names::served_set(Family::V4)), None);
 }
 
+/// One that may not make a network namespace, with all that could be tried there.
+async fn untried() -> (Reconciler<Fake>, Wanted) {
+    let settings =
+        InterceptSettings { connect: ConnectMode::BeforeAccept, ..settings(IptablesBackend::Auto) };
+    let rules = Reconciler::new(Fake { may_try: false, ..Fake::default() }, &settings).await.unwrap();
+    (rules, Wanted { queues: 2, keep_source: true, ..wanted() })
+}
+
+#[tokio::test]
+async fn what_could_not_be_tried_is_given_up_when_the_rules_say_no() {
+    let (mut rules, all) = untried().await;
+    for said in ["line 7 failed", "line 8 failed"] {
+        rules.machine().fail_next(failure(1, said));
+    }
+    rules.apply(&all).await.unwrap();
+    let report = rules.report();
+    assert!(report.installed && report.refuse_before_accept && !report.keeps_source, "{report:?}");
+    assert_eq!(report.warnings.len(), 2, "{report:?}");
+    assert!(report.warnings[0].contains("line 7") && report.warnings[1].contains("line 8"), "{report:?}");
+    assert!(!rules.machine().picture().contains("NFQUEUE"));
+}
+
+#[tokio::test]
+async fn what_could_not_be_tried_and_was_installed_is_proven() {
+    let (mut rules, all) = untried().await;
+    rules.apply(&all).await.unwrap();
+    assert!(rules.report().warnings.is_empty() && rules.report().keeps_source, "{:?}", rules.report());
+    rules.machine().fail_next(failure(1, "line 7 failed"));
+    let other = Wanted { proxy_port: 15002, ..all };
+    assert!(rules.apply(&other).await.is_err());
+    rules.apply(&other).await.unwrap();
+    assert!(rules.machine().picture().contains("NFQUEUE") && rules.report().keeps_source);
+}
+
 #[tokio::test]
 async fn a_failure_later_on_does_not_give_up_sets() {
     let mut rules = reconciler(Fake::default()).await;

@@ -30,8 +30,12 @@ use message::{Message, is_own};
 /// it; and the other way round at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Entry {
-    /// `local default dev lo` in the refusal table.
-    RefuseTable(Family),
+    /// `local NET dev lo` in the refusal table: marked packets to there are this machine's own. Nothing else stands in
+    /// that table, so that a kernel that follows the mark on the way back to the sender as well (`src_valid_mark`)
+    /// does not find itself there.
+    Deliver(IpNet),
+    /// `local default dev lo` in the refusal table: marked packets to anywhere.
+    DeliverAll(Family),
     /// `fwmark MARK/MARK lookup` the refusal table.
     RefuseRule(Family, u32),
     /// `throw NET` in the table of the ranges: packets there go where they would go without us.
@@ -50,14 +54,17 @@ impl Entry {
     /// Whether it is about the way into a captured range. Where a host process is led there without the rules, a
     /// connection begun then is lost on `lo`, and stays so for as long as conntrack remembers it.
     pub fn is_to_range(&self) -> bool {
-        !matches!(self, Self::RefuseTable(_) | Self::RefuseRule(..))
+        !matches!(self, Self::Deliver(_) | Self::DeliverAll(_) | Self::RefuseRule(..))
     }
 }
 
 impl fmt::Display for Entry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::RefuseTable(family) => {
+            Self::Deliver(net) => {
+                write!(f, "route local {net} dev lo table {REFUSE_TABLE} proto {ROUTE_PROTOCOL}")
+            }
+            Self::DeliverAll(family) => {
                 write!(f, "{} route local default dev lo table {REFUSE_TABLE}", family.as_str())
             }
             Self::RefuseRule(family, mark) => write!(
@@ -244,5 +251,27 @@ async fn rules(link: &Netlink, family: Family) -> Result<Option<Vec<RuleMessage>
         Ok(rules) => Ok(Some(rules)),
         Err(error) if error.is_unsupported() => Ok(None),
         Err(error) => Err(error),
+    }
+}
+
+/// Reads the kernel's answers, for tests with hostile ones.
+#[cfg(any(test, fuzzing))]
+pub(super) fn read_bytes(bytes: &[u8]) {
+    use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
+    use rtnetlink::packet_route::RouteNetlinkMessage;
+
+    let Ok(read) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(bytes) else { return };
+    let NetlinkPayload::InnerMessage(inner) = read.payload else { return };
+    for family in Family::ALL {
+        match &inner {
+            RouteNetlinkMessage::NewRoute(route) => {
+                let _ = (is_own(route), message::destination(route), message::own_route(route, family));
+                let _ = Foreign::of(route).map(|foreign| foreign.to_string());
+            }
+            RouteNetlinkMessage::NewRule(rule) => {
+                let _ = (is_ours(rule), message::own_rule(rule, family));
+            }
+            _ => {}
+        }
     }
 }

@@ -6,8 +6,9 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -135,8 +136,14 @@ impl Cache {
     }
 
     fn read(&self) -> io::Result<Vec<u8>> {
+        // Whoever may write into the folder is not to lead us elsewhere by a link, or have us wait at a pipe.
+        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(self.path())?;
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::other("it is no file"));
+        }
         let mut bytes = Vec::new();
-        File::open(self.path())?.take(MOST + 1).read_to_end(&mut bytes)?;
+        file.take(MOST + 1).read_to_end(&mut bytes)?;
         Ok(bytes)
     }
 
@@ -162,7 +169,8 @@ impl Cache {
         if text.len() as u64 > MOST {
             return Err(io::Error::other(format!("{} MiB are more than are kept", text.len() >> 20)));
         }
-        fs::create_dir_all(&self.dir)?;
+        // For root alone, as the files in it.
+        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         // Created with mode 0600: addresses and names of a whole cluster concern root alone.
         let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(&self.dir)?;
         file.write_all(text.as_bytes())?;
@@ -225,6 +233,22 @@ fn checksum(text: &str) -> String {
         hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
     }
     format!("{hash:016x}")
+}
+
+/// Reads a file, for tests with hostile ones; also once more with the right checksum and identity around its objects.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_bytes(bytes: &[u8]) {
+    let _ = parse(bytes, "fuzz");
+    let _ = serde_json::from_slice::<Peek>(bytes);
+    let Ok(objects) = std::str::from_utf8(bytes) else { return };
+    let sum = checksum(objects.trim_ascii());
+    let whole = format!(
+        r#"{{"format":"{FORMAT}","version":{VERSION},"identity":"fuzz","savedAt":1,"mark":0,"checksum":"{sum}","objects":{objects}}}"#
+    );
+    if let Ok(read) = parse(whole.as_bytes(), "fuzz") {
+        let mut shelf = Shelf::default();
+        shelf.apply(&Update::Replace(read.objects));
+    }
 }
 
 /// The objects in force as they stand in the file; kept as text, which is smaller than the objects.
@@ -373,5 +397,39 @@ mod tests {
         let (body, sum) = Shelf::default().body();
         let text = file(&body, sum, ME, SystemTime::now(), 0).unwrap();
         assert!(parse(text.as_bytes(), ME).unwrap().objects.is_empty());
+    }
+
+    #[test]
+    fn a_link_or_a_pipe_in_its_place_does_no_harm() {
+        use std::os::unix::fs::{PermissionsExt as _, symlink};
+
+        let dir = tempfile::tempdir().unwrap();
+        let (state, victim) = (dir.path().join("state"), dir.path().join("victim"));
+        fs::write(&victim, "keep me").unwrap();
+        let cache = Cache::open(&state);
+        fs::create_dir(&state).unwrap();
+        symlink(&victim, cache.path()).unwrap();
+        assert!(cache.load("x").is_err(), "a link is not followed");
+        assert_eq!(cache.identity(), None);
+        cache.save("{}").unwrap();
+        assert_eq!(fs::read_to_string(&victim).unwrap(), "keep me");
+        let kept = cache.path().symlink_metadata().unwrap();
+        assert!(kept.is_file() && kept.permissions().mode() & 0o777 == 0o600);
+        // Nobody writes into it, and nobody waits for that.
+        fs::remove_file(cache.path()).unwrap();
+        nix::unistd::mkfifo(&cache.path(), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        assert!(cache.load("x").is_err());
+        cache.save("{}").unwrap();
+        assert!(cache.path().symlink_metadata().unwrap().is_file());
+    }
+
+    #[test]
+    fn the_folder_is_made_for_its_owner_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let state = dir.path().join("state");
+        Cache::open(&state).save("{}").unwrap();
+        assert_eq!(state.metadata().unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

@@ -10,6 +10,8 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
+use crate::life::pen::Pen;
+
 pub use super::cache::LastGood;
 use super::cache::{Cache, Shelf, file};
 use super::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
@@ -18,6 +20,8 @@ use super::{Sink, Source, SourceState, SourceStatus, Unreadable, Update};
 const WRITE_EVERY: Duration = Duration::from_secs(10);
 /// Unchanged objects are written again after this, so that their age on disk stays true to the hour.
 const REFRESH_EVERY: Duration = Duration::from_hours(1);
+/// How often it is looked whether the objects may be written, while another agent does it.
+const PEN_EVERY: Duration = Duration::from_secs(1);
 /// Time between attempts while the disk refuses.
 const RETRY_EVERY: Duration = Duration::from_mins(1);
 
@@ -41,12 +45,20 @@ pub struct CachedSource<S> {
     inner: S,
     cache: Cache,
     write_every: Duration,
+    pen: Arc<Pen>,
 }
 
 impl<S: Resumable> CachedSource<S> {
     /// Keeps `inner`'s objects in `state_dir`.
     pub fn new(inner: S, state_dir: &Path) -> Self {
-        Self { inner, cache: Cache::open(state_dir), write_every: WRITE_EVERY }
+        Self { inner, cache: Cache::open(state_dir), write_every: WRITE_EVERY, pen: Arc::new(Pen::new(true)) }
+    }
+
+    /// Writes only while `pen` is held.
+    #[must_use]
+    pub fn with_pen(mut self, pen: Arc<Pen>) -> Self {
+        self.pen = pen;
+        self
     }
 
     /// With another shortest time between two writes than ten seconds.
@@ -103,6 +115,7 @@ impl<S: Resumable> Source for CachedSource<S> {
             looked: None,
             due: None,
             trouble: String::new(),
+            pen: self.pen,
         };
         Relay { sink, serving_from, note, keeper }.run(self.inner, stop).await
     }
@@ -186,13 +199,14 @@ struct Written {
 
 /// A write under way.
 struct Writing {
-    work: tokio::task::JoinHandle<std::io::Result<()>>,
+    /// `false`: it is another agent's to write by now.
+    work: tokio::task::JoinHandle<std::io::Result<bool>>,
     checksum: String,
     begun: Instant,
 }
 
 impl Writing {
-    async fn done(&mut self) -> std::io::Result<()> {
+    async fn done(&mut self) -> std::io::Result<bool> {
         (&mut self.work).await.map_err(std::io::Error::other).flatten()
     }
 }
@@ -211,6 +225,7 @@ struct Keeper {
     due: Option<Instant>,
     /// Why the last write failed.
     trouble: String,
+    pen: Arc<Pen>,
 }
 
 impl Keeper {
@@ -228,6 +243,10 @@ impl Keeper {
     /// Begins to write, if there is something worth it.
     fn begin(&mut self, status: &SourceStatus) -> Option<Writing> {
         let now = Instant::now();
+        if self.pen.try_writing().is_none() {
+            self.due = Some(now + PEN_EVERY);
+            return None;
+        }
         let (body, checksum) = self.shelf.body();
         let spacing = spacing(self.write_every, body.len());
         self.looked = Some(now + spacing);
@@ -245,17 +264,21 @@ impl Keeper {
         let text =
             file(&body, checksum.clone(), &self.identity, saved_at, mark).map_err(std::io::Error::other);
         drop(body);
-        let cache = self.cache.clone();
-        let work = move || text.and_then(|text| cache.save(&text));
+        let (cache, pen) = (self.cache.clone(), Arc::clone(&self.pen));
+        let work = move || {
+            let Some(_writing) = pen.try_writing() else { return Ok(false) };
+            text.and_then(|text| cache.save(&text)).map(|()| true)
+        };
         // Set anew by what comes meanwhile, and at the end.
         self.due = None;
         Some(Writing { work: tokio::task::spawn_blocking(work), checksum, begun: now })
     }
 
-    fn finish(&mut self, writing: Writing, result: std::io::Result<()>) {
+    fn finish(&mut self, writing: Writing, result: std::io::Result<bool>) {
         let now = Instant::now();
         match result {
-            Ok(()) => {
+            Ok(false) => _ = self.due.get_or_insert(now + PEN_EVERY),
+            Ok(true) => {
                 if !self.trouble.is_empty() {
                     tracing::info!("the cache {} is written again", self.cache.path().display());
                     self.trouble.clear();

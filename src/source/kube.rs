@@ -373,3 +373,8 @@ fn network_fault(error: &kube::Error) -> Fault {
         _ => Fault::Network(chain(innermost)),
     }
 }
+/// Reads a kubeconfig, for tests with hostile ones.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_text(text: &str) {
+    let _ = kube::config::Kubeconfig::from_yaml(text);
+}

@@ -30,6 +30,9 @@ use tokio_util::sync::CancellationToken;
 
 use slim::{Object, ObjectKey};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use wire::read_bytes as read_answer;
+
 /// News from a source.
 #[derive(Clone, Debug)]
 pub enum Update {

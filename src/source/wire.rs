@@ -223,6 +223,17 @@ pub(super) fn event(kind: Kind, line: &[u8]) -> Result<Option<Event>, Fault> {
     }
 }
 
+/// Reads what a server may answer, for tests with hostile ones.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_bytes(bytes: &[u8]) {
+    for kind in Kind::ALL {
+        if let Ok(page) = page(kind, bytes) {
+            assert!(page.entries.len() <= bytes.len());
+        }
+        let _ = event(kind, bytes);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

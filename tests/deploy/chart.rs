@@ -90,7 +90,7 @@ fn values_reach_where_they_belong() {
     assert_eq!(agent["ports"][0]["containerPort"], 10333);
     assert_eq!(object(&all, "PodMonitor")["spec"]["podMetricsEndpoints"][0]["port"], "admin");
     assert_eq!(object(&all, "Role")["metadata"]["namespace"], "default");
-    assert_eq!(agent["args"][2], "--log-level=debug");
+    assert_eq!(agent["args"][3], "--log-level=debug");
     assert!(agent["image"].as_str().expect("an image").ends_with(&digest));
     let variables = agent["env"].as_array().expect("variables");
     let server = serde_json::json!({"name": "KUBERNETES_SERVICE_HOST", "value": "192.0.2.7"});

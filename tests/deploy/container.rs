@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -92,7 +93,12 @@ struct Container {
 impl Container {
     /// Starts the agent with these capabilities and this configuration.
     fn start(node: &Node, root: &Path, capabilities: &[String], config: &str) -> Self {
-        let home = node.dir().join(format!("container-{}", node.name));
+        Self::start_as("", node, root, capabilities, config)
+    }
+
+    /// The same for one of several pods on a node.
+    fn start_as(pod: &str, node: &Node, root: &Path, capabilities: &[String], config: &str) -> Self {
+        let home = home(node, pod);
         let set = daemonset();
         let agent = container(&set);
         let folder = |name: &str| {
@@ -163,6 +169,24 @@ impl Container {
         self.node.run(&Self::crun(&self.home.join("runtime"), &format!("exec agent {command}")))
     }
 
+    /// The readiness probe, as the kubelet runs it.
+    fn is_ready(&self) -> bool {
+        let set = daemonset();
+        let command =
+            container(&set)["readinessProbe"]["exec"]["command"].as_array().expect("a command").clone();
+        let words: Vec<&str> = command.iter().filter_map(Value::as_str).collect();
+        self.exec(&words.join(" ")).code == 0
+    }
+
+    /// How many processes its first one has started that still live.
+    fn children(&self) -> usize {
+        let state = fs::read_to_string(self.home.join("runtime/agent/status")).expect("the runtime's state");
+        let state: Value = serde_json::from_str(&state).expect("JSON");
+        let keeper = &state["pid"];
+        let children = fs::read_to_string(format!("/proc/{keeper}/task/{keeper}/children")).expect("it runs");
+        children.split_whitespace().count()
+    }
+
     fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = self.node.connect("127.0.0.1:10265").ok()?;
         http_get(&mut stream, path).ok()
@@ -219,9 +243,17 @@ fn config(backend: &str) -> String {
     )
 }
 
+fn home(node: &Node, pod: &str) -> PathBuf {
+    node.dir().join(format!("container-{}{pod}", node.name))
+}
+
 /// Puts the Services where the container's configuration has them.
 fn services(node: &Node) {
-    let folder = node.dir().join(format!("container-{}", node.name)).join("volumes/config");
+    services_of("", node);
+}
+
+fn services_of(pod: &str, node: &Node) {
+    let folder = home(node, pod).join("volumes/config");
     fs::create_dir_all(&folder).expect("a folder");
     let mut items = made::pair("greet", "10.96.0.50", 80, 7000, &["192.168.77.2"]).to_vec();
     items.push(made::service("datagrams", &["10.96.0.51"], &[("udp-0", 90, 7001, "UDP")]));
@@ -301,6 +333,58 @@ fn the_daemonset_s_rights_suffice_with_nft() {
 #[test]
 fn the_daemonset_s_rights_suffice_with_legacy() {
     the_daemonset_s_rights_suffice("legacy");
+}
+
+/// Ends the load, also by a panic.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, SeqCst);
+    }
+}
+
+/// What `maxSurge` does: the next pod starts beside the one that runs, which is told to end once the next one is ready.
+#[test]
+fn the_next_pod_takes_the_node_over() {
+    let lab = Lab::new("surge");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let pod = a.pod("client");
+    let _server = Server::greeting(&b, 7000, "hello");
+    let root = file_system(lab.dir());
+    services(&a);
+    services_of("-next", &a);
+    let before: State = a.state();
+    let (names, config) = (capabilities(), config("nft"));
+    let first = Container::start(&a, &root, &names, &config);
+    eventually("the first pod is ready", PATIENCE, || first.is_ready().then_some(()));
+    let (over, tried) = (AtomicBool::new(false), AtomicUsize::new(0));
+    let mut second = None;
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !over.load(SeqCst) {
+                tried.fetch_add(1, SeqCst);
+                let mut stream = pod.connect("10.96.0.50:80").expect("nobody is refused");
+                assert_eq!(read_all(&mut stream).ok().as_deref(), Some("hello"), "nobody is cut");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        });
+        let _end = End(&over);
+        let next = Container::start_as("-next", &a, &root, &names, &config);
+        eventually("the next pod is ready", PATIENCE, || next.is_ready().then_some(()));
+        assert!(!first.is_ready(), "one of two is");
+        // It would be started again, and take the node back.
+        eventually("the first pod's agent has ended, and its first process waits", PATIENCE, || {
+            (first.children() == 0).then_some(())
+        });
+        assert_eq!(first.stop(), 0);
+        std::thread::sleep(Duration::from_millis(200));
+        second = Some(next);
+    });
+    let tried = tried.into_inner();
+    assert!(tried > 100, "{tried} connections are no load");
+    assert_eq!(second.expect("the next pod").stop(), 0);
+    before.assert_same(&a.state(), "after the last pod's end");
 }
 
 /// Each capability is needed: without it the agent does not start, or says what it cannot do.

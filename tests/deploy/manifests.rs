@@ -108,14 +108,23 @@ pub(crate) fn hardened(daemonset: &Value) {
     assert_eq!(pod["priorityClassName"], "system-node-critical");
     assert_eq!(pod["tolerations"], serde_json::json!([{"operator": "Exists"}]));
     assert!(pod["terminationGracePeriodSeconds"].as_u64() > Some(30), "longer than the drain");
-    assert_eq!(spec["updateStrategy"]["rollingUpdate"]["maxSurge"], 0, "two agents keep each other out");
-    assert!(!spec["updateStrategy"]["rollingUpdate"]["maxUnavailable"].is_null());
+    let rolling = &spec["updateStrategy"]["rollingUpdate"];
+    if agent["ports"].is_null() {
+        assert_eq!((&rolling["maxUnavailable"], &rolling["maxSurge"]), (&0.into(), &"25%".into()));
+    } else {
+        // In the node's network a port of the pod is one of the node: two pods would wait for each other.
+        assert_eq!((&rolling["maxUnavailable"], &rolling["maxSurge"]), (&"25%".into(), &0.into()));
+    }
+    let args = agent["args"].as_array().expect("arguments");
+    assert!(args.iter().any(|arg| arg == "--take-over"), "{args:?}");
+    // Over HTTP the agent that has the node answers, which may be another pod's.
+    let asked = agent["readinessProbe"]["exec"]["command"].as_array().expect("a command");
+    assert_eq!(asked[..3], ["/usr/bin/edgesplice", "status", "--ready"]);
+    assert!(args.contains(&asked[3]), "both have the same configuration: {asked:?}");
     assert!(agent["resources"]["limits"]["cpu"].is_null(), "it is in the path of every connection");
     assert!(agent["resources"]["limits"]["memory"].is_string());
-    for (probe, path) in
-        [("startupProbe", "/healthz"), ("livenessProbe", "/healthz"), ("readinessProbe", "/readyz")]
-    {
-        assert_eq!(agent[probe]["httpGet"]["path"], path);
+    for probe in ["startupProbe", "livenessProbe"] {
+        assert_eq!(agent[probe]["httpGet"]["path"], "/healthz");
         assert_eq!(agent[probe]["httpGet"]["host"], "127.0.0.1");
     }
     let image = agent["image"].as_str().expect("an image");

@@ -46,6 +46,7 @@ pub(crate) fn settings() -> ProxySettings {
         max_connections: 0,
         max_per_source: 0,
         keep_rules: false,
+        take_over: false,
         http: HttpSettings::default(),
     }
 }

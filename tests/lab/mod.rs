@@ -13,6 +13,7 @@
 //! | `agent.rs` | the program under test in a node |
 //! | `state.rs` | everything the program may change on a node, for comparison |
 //! | `serve.rs` | small scripted servers and clients |
+//! | `traffic.rs` | clients that ask over and over, and what became of it |
 //! | `objects.rs` | Kubernetes objects as JSON |
 //!
 //! Addresses, by order of creation: node `n` is `192.168.77.n` and `fd77::n`; its pod `p` is `10.244.n.p+1` and
@@ -28,6 +29,7 @@ pub mod objects;
 mod process;
 mod serve;
 mod state;
+mod traffic;
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -40,6 +42,7 @@ pub use ns::Netns;
 pub use process::{Process, Run};
 pub use serve::{Datagrams, Server, errno, http_get, read_all, reset};
 pub use state::State;
+pub use traffic::{Asked, Client, Kind, Outcome, Tally, Traffic, question};
 
 /// Makes each test run once with each back end's programs.
 macro_rules! with_either_backend {

@@ -14,6 +14,13 @@ pub struct State(BTreeMap<String, Vec<String>>);
 impl Netns {
     /// Reads the state. Counters, times and tables that hold nothing are left out.
     pub fn state(&self) -> State {
+        // The kernel takes note of a new link's other end in its own time; what is down stays so.
+        for _ in 0..100 {
+            if !self.must(&["ip", "link"]).contains("NO-CARRIER") {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
         let mut state = BTreeMap::new();
         for backend in ["nft", "legacy"] {
             for family in ["ip", "ip6"] {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use edgesplice::config::{InterceptSettings, IptablesBackend};
+use edgesplice::life::pen::Pen;
 use edgesplice::model::{Frontend, Protocol};
 use edgesplice::rules::apply::{Family, HostTools};
 use edgesplice::rules::routes::{self, Entry};
@@ -255,7 +256,9 @@ fn the_task_mends_within_five_seconds_and_stops_when_told() {
     std::thread::scope(|scope| {
         // A failed assertion must stop the task as well, or the scope waits for it.
         let _guard = stop.clone().drop_guard();
-        let task = scope.spawn(|| lab.node.block_on(rules::run(reconciler, receive, report, stop.clone())));
+        let task = scope.spawn(|| {
+            lab.node.block_on(rules::run(reconciler, receive, report, Arc::new(Pen::new(true)), stop.clone()))
+        });
         std::thread::sleep(Duration::from_millis(500));
         lab.node.sh("iptables-nft -t nat -F; iptables-nft -t nat -X; ipset flush edgesplice-served-v4");
         let tampered = Instant::now();

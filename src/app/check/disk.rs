@@ -1,5 +1,6 @@
 //! The state folder: whether it can be written, and whether there is room.
 
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -49,6 +50,11 @@ pub(super) fn check(state_dir: &Path) -> Option<Finding> {
             return problem(what, "run as root, or name another folder with --state-dir".to_owned());
         }
     }
+    if there == state_dir
+        && let Some((what, mend)) = open_to_others(state_dir)
+    {
+        return Some(finding("state-dir-open", Severity::Warning, what, mend));
+    }
     let room = statvfs(there).ok()?;
     #[allow(clippy::useless_conversion, reason = "32-bit systems count in 32 bits, and rooms are larger")]
     let free = u64::from(room.blocks_available()).saturating_mul(u64::from(room.fragment_size()));
@@ -63,9 +69,48 @@ pub(super) fn check(state_dir: &Path) -> Option<Finding> {
     Some(finding("disk-full", Severity::Warning, what, format!("df -h {}, and make room", there.display())))
 }
 
+/// Who else may put something into the folder, and what to do about it. What is read from there decides where clients
+/// are led while the server is away.
+fn open_to_others(state_dir: &Path) -> Option<(String, String)> {
+    let (shown, meta) = (state_dir.display(), state_dir.metadata().ok()?);
+    let own = nix::unistd::geteuid().as_raw();
+    // Bits for writing of the group and of everybody.
+    if meta.mode() & 0o022 != 0 {
+        let what =
+            format!("the state folder {shown} may be written by others (mode {:o})", meta.mode() & 0o7777);
+        return Some((what, format!("chmod go-w {shown}")));
+    }
+    (meta.uid() != own && meta.uid() != 0).then(|| {
+        let what = format!("the state folder {shown} belongs to another user ({})", meta.uid());
+        (what, format!("chown {own} {shown}"))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_that_others_may_write_is_named() {
+        use std::fs::{Permissions, set_permissions};
+        use std::os::unix::fs::PermissionsExt as _;
+
+        let dir = tempfile::tempdir().unwrap();
+        let found = |path: &Path| check(path).map(|finding| (finding.id, finding.what));
+        assert_eq!(found(dir.path()), None);
+        for mode in [0o777, 0o770, 0o1777] {
+            set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+            let (id, what) = found(dir.path()).unwrap();
+            assert!(id == "state-dir-open" && what.contains(&format!("mode {mode:o}")), "{what}");
+        }
+        set_permissions(dir.path(), Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(found(dir.path()), None);
+        if nix::unistd::geteuid().is_root() {
+            std::os::unix::fs::chown(dir.path(), Some(1234), None).unwrap();
+            let (id, what) = found(dir.path()).unwrap();
+            assert!(id == "state-dir-open" && what.contains("1234"), "{what}");
+        }
+    }
 
     #[test]
     fn a_folder_that_is_yet_to_be_made_is_fine_and_one_below_a_file_is_not() {

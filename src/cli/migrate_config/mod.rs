@@ -192,5 +192,13 @@ fn quote(value: &str) -> String {
     if bare { value.to_owned() } else { serde_json::Value::from(value).to_string() }
 }
 
+/// Translates a file, for tests with hostile ones; what comes out can be read.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_text(text: &str) {
+    let Ok(translation) = translate(text, Path::new("fuzz.yaml")) else { return };
+    let read: Result<serde_json::Value, _> = serde_saphyr::from_str(&translation.config);
+    assert!(read.is_ok(), "{}", translation.config);
+}
+
 #[cfg(test)]
 mod tests;

@@ -53,6 +53,12 @@ fn parse(path: &str, text: &str) -> Option<Kubelet> {
     })
 }
 
+/// Reads a file, for tests with hostile ones.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_text(text: &str) {
+    let _ = parse("fuzz", text);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,9 @@
 mod judge;
 mod kubelet;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use kubelet::read_text as read_kubelet;
+
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -218,6 +218,39 @@ fn cases() -> Vec<Case> {
         with(base("broadcast", Err("the broadcast address")), |c| {
             c.endpoint = json!({"addresses": ["255.255.255.255"]});
         }),
+        with(base("loopback in IPv6 form", Err("127.0.0.1 is a loopback address")), |c| {
+            c.endpoint = json!({"addresses": ["::ffff:127.0.0.1"]});
+        }),
+        with(base("anywhere in 127.0.0.0/8", Err("a loopback address")), |c| {
+            c.endpoint = json!({"addresses": ["127.9.9.9"]});
+        }),
+        // Nor may a Node or a Pod lead there.
+        with(base("a node dialled at loopback", Err("127.0.0.1 is a loopback address")), |c| {
+            c.nodes = override_ip("127.0.0.1");
+        }),
+        with(base("a node dialled at loopback in IPv6 form", Err("127.0.0.1 is a loopback address")), |c| {
+            c.nodes = override_ip("::ffff:127.0.0.1");
+        }),
+        with(base("a node dialled at a link-local address", Err("a link-local address")), |c| {
+            c.nodes = override_ip("169.254.169.254");
+        }),
+        with(base("a node dialled at a multicast address", Err("a multicast address")), |c| {
+            c.nodes = override_ip("239.1.2.3");
+        }),
+        with(base("a node dialled at the broadcast address", Err("the broadcast address")), |c| {
+            c.nodes = override_ip("255.255.255.255");
+        }),
+        with(base("a pod whose host is loopback", Err("a loopback address")), |c| {
+            c.pod.as_mut().unwrap()["status"]["hostIP"] = json!("127.0.0.1");
+        }),
+        with(base("a host port at a multicast address", Err("a multicast address")), |c| {
+            c.pod =
+                Some(remote(&json!([{"containerPort": 8080, "hostPort": 18080, "hostIP": "224.0.0.251"}])));
+        }),
+        with(base("host network, dialled at loopback", Err("a loopback address")), |c| {
+            c.pod.as_mut().unwrap()["spec"]["hostNetwork"] = json!(true);
+            c.nodes = override_ip("127.0.0.1");
+        }),
         // Loops.
         with(base("its own ClusterIP", Err("would loop: 10.96.0.1 is the ClusterIP")), |c| {
             c.endpoint = json!({"addresses": ["10.96.0.1"]});
@@ -267,6 +300,35 @@ fn every_kind_of_endpoint_is_reached_in_its_way() {
                 assert!(why.len() == 1 && why[0].contains(part), "{}: {why:?}", case.name);
             }
         }
+    }
+}
+
+#[test]
+fn a_service_is_not_its_own_backend_by_way_of_its_outer_addresses() {
+    let spec = json!({"type": "LoadBalancer", "externalIPs": ["203.0.113.7"],
+        "ports": [{"port": 80, "targetPort": 8080, "nodePort": 30080}]});
+    let status = json!({"loadBalancer": {"ingress": [{"ip": "203.0.113.8"}]}});
+    let mut value =
+        json!({"metadata": {"name": "web", "namespace": "default"}, "spec": spec, "status": status});
+    value["spec"]["clusterIP"] = json!("10.96.0.1");
+    let judged = |ip: &str, number: u16| {
+        let slice = json!({"metadata": {"name": "x", "namespace": "default",
+            "labels": {"kubernetes.io/service-name": "web"}}, "addressType": "IPv4",
+            "ports": [{"port": number}], "endpoints": [{"addresses": [ip]}]});
+        let snapshot = snapshot(vec![
+            object(Kind::Service, value.clone()),
+            object(Kind::EndpointSlice, slice),
+            node("edge-b", "192.168.77.2", "z"),
+        ]);
+        let set = port(&snapshot, "web", "").v4.clone();
+        excluded(&set).pop().ok_or_else(|| eligible(&set).pop().unwrap_or_default())
+    };
+    for (ip, number) in [("192.168.77.2", 30080), ("203.0.113.7", 80), ("203.0.113.8", 80)] {
+        let why = judged(ip, number).unwrap();
+        assert!(why.contains("would loop") && why.contains("this same Service"), "{ip}:{number}: {why}");
+    }
+    for (ip, number) in [("192.168.77.2", 30081), ("192.168.77.3", 30080), ("203.0.113.7", 81)] {
+        assert!(judged(ip, number).is_err(), "{ip}:{number} may be");
     }
 }
 

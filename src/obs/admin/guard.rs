@@ -19,6 +19,9 @@ pub(super) fn admit<B>(request: &Request<B>, loopback: bool) -> Result<(), Refus
     let named = headers.get_all(header::HOST).iter().map(HeaderValue::to_str);
     let target = request.uri().authority().map(|a| Ok(a.as_str()));
     let mut hosts = named.chain(target).peekable();
+    if headers.get_all(header::HOST).iter().nth(1).is_some() {
+        return Err((StatusCode::BAD_REQUEST, "there is more than one Host header"));
+    }
     if hosts.peek().is_none() && request.version() != Version::HTTP_10 {
         return Err((StatusCode::BAD_REQUEST, "the Host header is missing"));
     }
@@ -37,9 +40,12 @@ pub(super) fn admit<B>(request: &Request<B>, loopback: bool) -> Result<(), Refus
 /// Whether a page of another origin asks. A link that a person follows is no such thing.
 fn is_foreign(headers: &HeaderMap) -> bool {
     let text = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let origins = headers.get_all(header::ORIGIN);
     if headers.contains_key(header::ORIGIN) {
         let own = text("host").map(|host| [format!("http://{host}"), format!("https://{host}")]);
-        return !own.is_some_and(|own| own.iter().any(|own| text("origin") == Some(own)));
+        let is_own =
+            |origin: &HeaderValue| own.iter().flatten().any(|own| own.as_bytes() == origin.as_bytes());
+        return !origins.iter().all(is_own);
     }
     let elsewhere = matches!(text("sec-fetch-site"), Some("cross-site" | "same-site"));
     let by_hand = text("sec-fetch-mode") == Some("navigate") && text("sec-fetch-dest") == Some("document");
@@ -55,6 +61,11 @@ fn is_authority(host: &str) -> bool {
 fn is_own_host(host: &str) -> bool {
     let Ok(authority) = host.parse::<hyper::http::uri::Authority>() else { return false };
     let name = authority.host();
+    // `[::1].example` is none, whatever is taken for its host.
+    let behind = authority.as_str().strip_prefix(name).unwrap_or(host);
+    if !behind.strip_prefix(':').unwrap_or(behind).bytes().all(|b| b.is_ascii_digit()) {
+        return false;
+    }
     let bare = name.strip_prefix('[').and_then(|n| n.strip_suffix(']')).unwrap_or(name);
     bare.parse::<IpAddr>().is_ok() || !name.trim_end_matches('.').contains('.')
 }
@@ -93,5 +104,69 @@ mod tests {
         assert_eq!(code(&[("host", "node-a.example.com:10265")], false), 200);
         assert_eq!(code(&[("host", "x@node-a.example.com")], false), 421);
         assert_eq!(code(&[], false), 400);
+    }
+
+    #[test]
+    fn every_form_of_a_foreign_name_is_turned_away_on_loopback() {
+        for own in [
+            "127.0.0.1",
+            "127.0.0.1:10265",
+            "[::1]:10265",
+            "[::ffff:127.0.0.1]:10265",
+            "localhost",
+            "LOCALHOST:10265",
+            "localhost.",
+            "192.168.77.1:10265",
+        ] {
+            assert_eq!(code(&[("host", own)], true), 200, "{own}");
+        }
+        for foreign in [
+            "evil.example",
+            "127.0.0.1.evil.example",
+            "evil.example:10265",
+            "evil.example.",
+            "sub.localhost",
+            "0x7f.1",
+            "127.0.0.1@evil.example",
+            "evil.example@127.0.0.1",
+            "127.0.0.1:80:80",
+            "127.0.0.1 evil.example",
+            "127.0.0.1/evil.example",
+            "[::1].evil.example",
+            "",
+        ] {
+            assert_eq!(code(&[("host", foreign)], true), 421, "{foreign:?}");
+        }
+        let twice = [("host", "127.0.0.1"), ("host", "evil.example")];
+        assert_eq!(code(&twice, true), 400);
+        assert_eq!(code(&[twice[0], twice[0]], true), 400);
+    }
+
+    #[test]
+    fn a_second_origin_hides_behind_no_first_one() {
+        let own = [("host", "127.0.0.1:10265"), ("origin", "http://127.0.0.1:10265")];
+        assert_eq!(code(&own, true), 200);
+        assert_eq!(code(&[own.as_slice(), &[("origin", "http://evil.example")]].concat(), true), 403);
+        // Another port or scheme is another origin, and so is another name for this machine.
+        for origin in ["http://127.0.0.1", "http://localhost:10265", "ftp://127.0.0.1:10265", ""] {
+            assert_eq!(code(&[own[0], ("origin", origin)], true), 403, "{origin:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_allowed_to_ask_from_elsewhere_by_asking_first() {
+        for method in [Method::OPTIONS, Method::POST, Method::PUT, Method::DELETE, Method::CONNECT] {
+            let request = Request::builder()
+                .method(method.clone())
+                .uri("/api/v1/status")
+                .header("host", "127.0.0.1:10265")
+                .header("origin", "http://evil.example")
+                .header("access-control-request-method", "GET")
+                .header("access-control-request-private-network", "true")
+                .body(())
+                .unwrap();
+            let (code, _) = admit(&request, true).unwrap_err();
+            assert_eq!(code, StatusCode::METHOD_NOT_ALLOWED, "{method}");
+        }
     }
 }

@@ -98,17 +98,24 @@ pub struct AdminServer {
 impl AdminServer {
     /// Binds `addr`. From here on connections queue up, and they are answered once [`Self::serve`] runs.
     pub fn bind(addr: SocketAddr) -> anyhow::Result<Self> {
-        let bind = || {
-            let listener = std::net::TcpListener::bind(addr)?;
-            listener.set_nonblocking(true)?;
-            let addr = listener.local_addr()?;
-            io::Result::Ok(Self { listener, addr })
-        };
+        let bind = || Self::on(std::net::TcpListener::bind(addr)?);
         bind().with_context(|| {
             format!(
                 "admin.listen is {addr}, which cannot be listened on: free it, or give another with --admin"
             )
         })
+    }
+
+    /// The same on a socket that listens already.
+    pub fn on(listener: std::net::TcpListener) -> io::Result<Self> {
+        listener.set_nonblocking(true)?;
+        let addr = listener.local_addr()?;
+        Ok(Self { listener, addr })
+    }
+
+    /// The socket.
+    pub fn listener(&self) -> &std::net::TcpListener {
+        &self.listener
     }
 
     /// The address that was bound, with its real port.
@@ -348,6 +355,19 @@ fn reply(code: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -
     *response.status_mut() = code;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+/// Reads the head of a request, for tests with hostile ones: what is admitted names this machine.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_head(host: &[u8], query: &str) {
+    if let Ok(target) = target(Some(query)) {
+        assert!(target.len() <= query.len());
+    }
+    let Ok(value) = HeaderValue::from_bytes(host) else { return };
+    let Ok(request) = Request::get("/").header(header::HOST, value).body(()) else { return };
+    if guard::admit(&request, true).is_ok() {
+        assert!(!String::from_utf8_lossy(host).contains('@'));
+    }
 }
 
 #[cfg(test)]

@@ -45,6 +45,8 @@ pub struct Figures {
     pub probes: Counts,
     /// Times until the acceptor answered a probe.
     pub probe_times: Distribution,
+    /// Times that the keeper has started the agent again, by why.
+    pub restarts: Counts,
     /// One for each runtime.
     pub runtimes: Vec<Runtime>,
     /// Requests at the admin endpoint, by path.

@@ -99,6 +99,7 @@ mod tests {
                 busy_seconds: 1.5,
                 parks: 9,
             }],
+            restarts: counts(),
             admin_requests: counts(),
             ..Figures::default()
         }

@@ -27,6 +27,8 @@ use crate::net::queue::{MESSAGE, Packet, Queue, Verdict};
 use super::dial::{self, ClientDialer, DialError, Request};
 use super::{Shared, conn};
 use syn::Syn;
+#[cfg(any(test, fuzzing))]
+pub(crate) use syn::read_bytes as read_packet;
 use waiting::{Arrival, Waiting};
 
 /// Most clients at once that are held or have a backend waiting. A flood of first packets costs as many backend

@@ -54,6 +54,14 @@ fn v6(packet: &[u8]) -> Option<(IpAddr, IpAddr, &[u8])> {
     (next == TCP).then_some((address(8)?, address(24)?, packet.get(at..)?))
 }
 
+/// Reads a held packet, for tests with hostile ones.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_bytes(packet: &[u8]) {
+    if let Some(syn) = Syn::parse(packet) {
+        assert_eq!(syn.client.is_ipv4(), syn.to.is_ipv4());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,30 +1,26 @@
 //! HTTP ports: each request is balanced by itself.
 //!
 //! A connection's first bytes are read and tell what it speaks (`sniff`). What is not HTTP goes back to `conn`, to be
-//! relayed. HTTP/1 is checked byte by byte (`strict`, in `wire`) and served by hyper (`http1`), as is HTTP/2 (`http2`).
-//! Either way a request is answered by `exchange`: pick, connection from the `pool` or a new dial, again where that is
-//! safe. A client that speaks HTTP/2 is answered by a backend over HTTP/2, one that speaks HTTP/1 over HTTP/1: what a
-//! backend can do is between it and its clients.
+//! relayed. HTTP/1 is read strictly (`strict`) and passed on by `http1`; HTTP/2 is hyper's (`http2`). Either way a request
+//! takes the same steps: a `choice` of backends, a connection from the `pool` or a new dial, again where that is safe, and
+//! a `record` of what came of it. A client that speaks HTTP/2 is answered by a backend over HTTP/2, one that speaks HTTP/1
+//! over HTTP/1: what a backend can do is between it and its clients.
 //!
 //! What does not belong here: which backend is picked (`balance`), how one is dialled ([`super::dial`]), bytes of
 //! connections that are no HTTP any more ([`super::relay`]).
 
-mod body;
-mod exchange;
-mod headers;
+mod choice;
+mod gate;
 mod http1;
 mod http2;
-mod line;
 mod pool;
 mod record;
 mod reply;
 mod sniff;
 mod stick;
 mod strict;
-mod upstream1;
-mod upstream2;
 mod visitor;
-mod wire;
+mod vital;
 
 use std::io;
 use std::net::SocketAddr;
@@ -35,16 +31,21 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout_at};
 
-use crate::balance::{Upstream, Upstreams};
+use crate::balance::{PortCounters, Upstream, Upstreams};
 use crate::config::HttpSettings;
 use crate::obs::access::AccessLog;
 
 use super::Shared;
 use super::relay::Relay;
+pub use gate::Gate;
 pub(super) use pool::Pool;
 use sniff::Speaks;
 use visitor::Visitor;
-use wire::Wire;
+
+#[cfg(any(test, fuzzing))]
+pub(crate) use sniff::read_bytes as read_beginning;
+#[cfg(any(test, fuzzing))]
+pub(crate) use strict::read_bytes as read_requests;
 
 /// How long a client may be silent until it is taken for one that waits for its server to speak first.
 const PATIENCE: Duration = Duration::from_millis(300);
@@ -60,6 +61,8 @@ pub(super) struct Http {
     idle_timeout: Duration,
     request_timeout: Duration,
     log: Option<AccessLog>,
+    /// What connections to where names choose have seen; requests count with their services.
+    by_name: Arc<PortCounters>,
 }
 
 impl Http {
@@ -72,7 +75,13 @@ impl Http {
             idle_timeout: settings.idle_timeout,
             request_timeout: settings.request_timeout,
             log: log.transpose()?,
+            by_name: Arc::default(),
         })
+    }
+
+    /// Whether any are.
+    pub(super) fn is_on(&self) -> bool {
+        self.on
     }
 
     /// Whether connections to `upstream` are looked into. A backend that is told each client's address by a header
@@ -92,14 +101,14 @@ pub(super) enum Outcome {
     Upgraded(Relay, Box<dyn Send>),
 }
 
-/// Serves a client of an HTTP port.
+/// Serves a client of an HTTP port. Without an `upstream` each request's `Host` chooses one.
 pub(super) async fn serve(
     client: TcpStream,
     (peer, dst): (SocketAddr, SocketAddr),
     place: usize,
     shared: &Arc<Shared>,
     upstreams: &Arc<Upstreams>,
-    upstream: &Arc<Upstream>,
+    upstream: Option<&Arc<Upstream>>,
 ) -> Outcome {
     let Ok((speaks, ahead)) = listen(&client).await else { return Outcome::Done };
     let http1 = match speaks {
@@ -107,7 +116,10 @@ pub(super) async fn serve(
         Speaks::Http2 => false,
         Speaks::Other | Speaks::Unknown => {
             // Who only connects and goes, as health checks do, speaks nothing.
-            if (speaks == Speaks::Other || !ahead.is_empty()) && upstream.counters.http().spoke_otherwise() {
+            if (speaks == Speaks::Other || !ahead.is_empty())
+                && let Some(upstream) = upstream
+                && upstream.counters.http().spoke_otherwise()
+            {
                 tracing::warn!(
                     service = %upstream.port.id, %peer,
                     "a client of this HTTP port speaks something else, or waits for the server to begin; such \
@@ -122,18 +134,17 @@ pub(super) async fn serve(
         Arc::clone(upstreams),
         place,
         (peer, dst),
-        Arc::clone(&upstream.counters),
+        upstream.map(|upstream| &**upstream),
     );
     let visitor = Arc::new(visitor);
-    let wire = Wire::new(client, ahead, http1, Arc::clone(&upstream.counters));
     if !http1 {
-        Box::pin(http2::serve(wire, &visitor)).await;
+        Box::pin(http2::serve(client, ahead, &visitor)).await;
         return Outcome::Done;
     }
-    match http1::serve(wire, &visitor).await {
+    match http1::serve(client, ahead, &visitor).await {
         None => Outcome::Done,
         Some((client, ahead, upgrade)) => {
-            let relay = Relay::new(client, upgrade.backend, Arc::clone(&upstream.counters))
+            let relay = Relay::new(client, upgrade.backend, Arc::clone(&visitor.counters))
                 .with_ahead(&ahead, &upgrade.ahead);
             Outcome::Upgraded(relay, Box::new(upgrade.record))
         }

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::upstream1::Http1;
-use super::upstream2::Http2;
+use super::http1::Backend;
+use super::http2::Http2;
 
 /// Idle connections kept per backend and thread. More come and go with bursts.
 const MOST_IDLE: usize = 128;
@@ -29,8 +29,7 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// The connections of one thread.
 #[derive(Debug, Default)]
 pub(in crate::proxy) struct Pool {
-    #[expect(clippy::vec_box, reason = "they come and go in their boxes, and are large")]
-    http1: Mutex<HashMap<SocketAddr, Vec<Box<Http1>>>>,
+    http1: Mutex<HashMap<SocketAddr, Vec<Backend>>>,
     http2: Mutex<HashMap<SocketAddr, Vec<Http2>>>,
     /// Whose turn it is to open an HTTP/2 connection, by backend.
     turns: Mutex<HashMap<SocketAddr, Arc<Turn>>>,
@@ -44,19 +43,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Pool {
     /// A connection to `backend` that can carry a request. `careful`: one that cannot be sent twice.
-    pub(super) fn take(&self, backend: SocketAddr, careful: bool) -> Option<Box<Http1>> {
+    pub(super) fn take(&self, backend: SocketAddr, careful: bool) -> Option<Backend> {
+        let now = Instant::now();
         loop {
             // The last one given back is the warmest.
-            let mut conn = lock(&self.http1).get_mut(&backend)?.pop()?;
+            let conn = lock(&self.http1).get_mut(&backend)?.pop()?;
             let most = if careful { SAFE_IDLE } else { KEEP };
-            if conn.idle(Instant::now()) < most && conn.is_alive(careful) {
+            if conn.idle(now) < most && conn.is_alive(careful) {
                 return Some(conn);
             }
         }
     }
 
     /// Keeps `conn` for later.
-    pub(super) fn put(&self, backend: SocketAddr, conn: Box<Http1>) {
+    pub(super) fn put(&self, backend: SocketAddr, conn: Backend) {
         let mut idle = lock(&self.http1);
         let waiting = idle.entry(backend).or_default();
         if waiting.len() < MOST_IDLE {
@@ -94,7 +94,7 @@ impl Pool {
 
     fn sweep(&self, now: Instant) {
         lock(&self.http1).retain(|_, conns| {
-            conns.retain_mut(|conn| conn.idle(now) < KEEP && conn.is_alive(true));
+            conns.retain(|conn| conn.idle(now) < KEEP && conn.is_alive(true));
             !conns.is_empty()
         });
         lock(&self.http2).retain(|_, conns| {

@@ -6,10 +6,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::StatusCode;
-use http::request::Parts;
 use tokio::time::Instant;
 
-use crate::balance::Lease;
+use crate::balance::{Lease, PortCounters, Upstream};
 use crate::obs::access::{AccessLog, Entry};
 
 use super::visitor::Visitor;
@@ -20,6 +19,8 @@ pub(super) struct Record {
     visitor: Arc<Visitor>,
     started: Instant,
     lease: Option<Lease>,
+    /// The numbers of the service port that it is for, where that is not its connection's.
+    counters: Option<Arc<PortCounters>>,
     status: Option<StatusCode>,
     sent: u64,
     /// What the access log is to say, where it wants to know.
@@ -27,20 +28,26 @@ pub(super) struct Record {
 }
 
 impl Record {
-    /// Begins one.
-    pub(super) fn new(visitor: Arc<Visitor>, request: &Parts) -> Self {
+    /// Begins one; `entry` is asked for what the access log is to say, if that wants to know.
+    pub(super) fn new(visitor: Arc<Visitor>, entry: impl FnOnce() -> Entry) -> Self {
         visitor.busy.fetch_add(1, Relaxed);
-        visitor.begun.fetch_add(1, Relaxed);
         let wanted = visitor.shared.http.log.as_ref().is_some_and(AccessLog::wants);
-        let entry = wanted.then(|| Box::new(entry(&visitor, request)));
-        Self { visitor, started: Instant::now(), lease: None, status: None, sent: 0, entry }
+        let entry = wanted.then(|| Box::new(entry()));
+        Self { visitor, started: Instant::now(), lease: None, counters: None, status: None, sent: 0, entry }
     }
 
     /// The service port that it is for.
-    pub(super) fn for_service(&mut self, service: &dyn std::fmt::Display) {
-        if let Some(entry) = &mut self.entry {
-            entry.service = service.to_string();
+    pub(super) fn for_service(&mut self, upstream: &Upstream) {
+        if self.visitor.by_name {
+            self.counters = Some(Arc::clone(&upstream.counters));
         }
+        if let Some(entry) = &mut self.entry {
+            entry.service = upstream.port.id.to_string();
+        }
+    }
+
+    fn counters(&self) -> &PortCounters {
+        self.counters.as_ref().unwrap_or(&self.visitor.counters)
     }
 
     /// Who carries it now.
@@ -63,7 +70,7 @@ impl Record {
     pub(super) fn answered(&mut self, status: StatusCode) {
         self.status = Some(status);
         let took = self.took();
-        self.visitor.counters.http().answered(status.as_u16(), took);
+        self.counters().http().answered(status.as_u16(), took);
         if let Some(entry) = &mut self.entry {
             entry.seconds = took.as_secs_f64();
         }
@@ -74,37 +81,27 @@ impl Record {
         self.sent += bytes as u64;
     }
 
+    /// When it began.
+    pub(super) fn started(&self) -> Instant {
+        self.started
+    }
+
     /// How long it has been under way.
     pub(super) fn took(&self) -> Duration {
         self.started.elapsed()
     }
 }
 
-fn entry(visitor: &Visitor, request: &Parts) -> Entry {
-    let text = |name: &str| {
-        request
-            .headers
-            .get(name)
-            .map_or_else(String::new, |v| String::from_utf8_lossy(v.as_bytes()).into_owned())
-    };
-    let host = request.uri.authority().map_or_else(|| text("host"), ToString::to_string);
-    Entry {
-        client: visitor.peer.to_string(),
-        destination: visitor.dst.to_string(),
-        method: request.method.to_string(),
-        path: request.uri.path().to_owned(),
-        protocol: format!("{:?}", request.version),
-        host,
-        traceparent: text("traceparent"),
-        ..Entry::default()
-    }
+/// What the access log is to say whatever the request is.
+pub(super) fn entry(visitor: &Visitor) -> Entry {
+    Entry { client: visitor.peer.to_string(), destination: visitor.dst.to_string(), ..Entry::default() }
 }
 
 impl Drop for Record {
     fn drop(&mut self) {
         self.visitor.busy.fetch_sub(1, Relaxed);
         if self.status.is_none() {
-            self.visitor.counters.http().left();
+            self.counters().http().left();
         }
         let Some(mut entry) = self.entry.take() else { return };
         entry.status = self.status.map(|status| status.as_u16());

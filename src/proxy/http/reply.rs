@@ -1,13 +1,10 @@
 //! What the client is told where no backend has anything to say.
 
-use std::sync::Arc;
-
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Response, StatusCode};
 
-use super::body::AnswerBody;
+use super::http2::AnswerBody;
 use super::record::Record;
-use super::visitor::Visitor;
 
 /// Why a request has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +19,8 @@ pub(super) enum Trouble {
     Timeout,
     /// The client's body was malformed, or broke off.
     Request,
+    /// It was sent to where names choose, and names nobody.
+    Misdirected,
 }
 
 impl Trouble {
@@ -32,6 +31,7 @@ impl Trouble {
             Self::Broken => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Request => StatusCode::BAD_REQUEST,
+            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
         }
     }
 
@@ -42,14 +42,16 @@ impl Trouble {
             Self::Broken => "the backend's answer broke off\n",
             Self::Timeout => "the backend did not answer in time\n",
             Self::Request => "the request's body is malformed or broke off\n",
+            Self::Misdirected => "Host names no service with an HTTP port of this number\n",
         }
     }
 
-    /// gRPC's code: `DEADLINE_EXCEEDED`, `INTERNAL` or `UNAVAILABLE`.
+    /// gRPC's code: `DEADLINE_EXCEEDED`, `INTERNAL`, `NOT_FOUND` or `UNAVAILABLE`.
     fn grpc_code(self) -> &'static str {
         match self {
             Self::Timeout => "4",
             Self::Request => "13",
+            Self::Misdirected => "5",
             _ => "14",
         }
     }
@@ -60,23 +62,18 @@ pub(super) fn is_grpc(headers: &HeaderMap) -> bool {
     headers.get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"))
 }
 
-/// The answer for `trouble`.
-pub(super) fn own(
-    trouble: Trouble,
-    grpc: bool,
-    visitor: Arc<Visitor>,
-    record: Record,
-) -> Response<AnswerBody> {
+/// The answer for `trouble` over HTTP/2.
+pub(super) fn own(trouble: Trouble, grpc: bool, record: Record) -> Response<AnswerBody> {
     let text = trouble.text();
     let mut answer = if grpc {
-        let mut answer = Response::new(AnswerBody::own("", visitor, record));
+        let mut answer = Response::new(AnswerBody::own("", record));
         let headers = answer.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
         headers.insert("grpc-status", HeaderValue::from_static(trouble.grpc_code()));
         headers.insert("grpc-message", HeaderValue::from_static(text.trim_ascii_end()));
         answer
     } else {
-        let mut answer = Response::new(AnswerBody::own(text, visitor, record));
+        let mut answer = Response::new(AnswerBody::own(text, record));
         *answer.status_mut() = trouble.status();
         let kind = HeaderValue::from_static("text/plain; charset=utf-8");
         answer.headers_mut().insert(CONTENT_TYPE, kind);
@@ -88,7 +85,29 @@ pub(super) fn own(
     answer
 }
 
-/// The bytes by which a request is refused before hyper has seen it as one.
+/// The same for HTTP/1, as bytes. `connection` says what becomes of the connection. `body`: the answer may have one.
+pub(super) fn text(trouble: Trouble, grpc: bool, connection: &str, body: bool) -> String {
+    let text = trouble.text();
+    let retry = if trouble.status() == StatusCode::SERVICE_UNAVAILABLE { "Retry-After: 1\r\n" } else { "" };
+    if grpc {
+        return format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: application/grpc\r\ngrpc-status: {}\r\ngrpc-message: {}\r\n\
+             {retry}Content-Length: 0\r\n{connection}\r\n",
+            trouble.grpc_code(),
+            text.trim_ascii_end()
+        );
+    }
+    let status = trouble.status();
+    let (code, reason) = (status.as_u16(), status.canonical_reason().unwrap_or("Refused"));
+    format!(
+        "HTTP/1.1 {code} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\n{retry}Content-Length: {}\r\n\
+         {connection}\r\n{}",
+        text.len(),
+        if body { text } else { "" }
+    )
+}
+
+/// The bytes by which a request is refused that is not seen as one.
 pub(super) fn refusal(status: StatusCode) -> String {
     let reason = status.canonical_reason().unwrap_or("Refused");
     let code = status.as_u16();

@@ -89,6 +89,18 @@ fn by_version(line: &[u8]) -> Speaks {
     if line.ends_with(b" HTTP/1.1") || line.ends_with(b" HTTP/1.0") { Speaks::Http1 } else { Speaks::Other }
 }
 
+/// Reads how a client may begin, for tests with hostile ones: what was told once stays.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_bytes(bytes: &[u8]) {
+    let mut told = Speaks::Unknown;
+    for end in 0..=bytes.len().min(2 * LONGEST_LINE) {
+        let now = speaks(&bytes[..end]);
+        assert!(told == Speaks::Unknown || told == now, "{told:?}, then {now:?} after {end} bytes");
+        assert_ne!(presumed(&bytes[..end]), Speaks::Unknown);
+        told = now;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,8 +1,8 @@
 //! A client's connection as its requests see it.
 
-use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use http::HeaderValue;
 use tokio::net::TcpStream;
@@ -11,9 +11,9 @@ use crate::balance::{PortCounters, Upstream, Upstreams};
 use crate::model::{Frontend, Protocol, Via};
 
 use super::super::Shared;
-use super::headers;
 use super::pool::Pool;
 use super::record::Record;
+use super::reply::Trouble;
 
 /// A client's connection.
 #[derive(Debug)]
@@ -30,15 +30,23 @@ pub(super) struct Visitor {
     pub(super) forwarded_for: HeaderValue,
     /// Where it wanted to go.
     pub(super) dst: SocketAddr,
-    /// The numbers of the service port that it came for.
+    /// The numbers of the service port that it came for, or of nobody.
     pub(super) counters: Arc<PortCounters>,
+    /// It came to where each request's `Host` chooses the service.
+    pub(super) by_name: bool,
     /// Requests under way, bodies included.
     pub(super) busy: AtomicUsize,
-    /// Times that the connection was looked after, every few seconds.
-    pub(super) looks: AtomicU32,
-    /// Requests that have begun.
-    pub(super) begun: AtomicU64,
-    upgrade: Mutex<Option<Upgrade>>,
+}
+
+/// Where a request goes.
+#[derive(Debug)]
+pub(super) struct Route {
+    /// The service port.
+    pub(super) upstream: Arc<Upstream>,
+    /// How its client comes to it.
+    pub(super) via: Via,
+    /// The address that it is asked for at.
+    pub(super) ip: IpAddr,
 }
 
 /// A backend to which the connection was handed over.
@@ -51,33 +59,48 @@ pub(super) struct Upgrade {
     pub(super) record: Record,
 }
 
+/// An address as a header's value, made once for all requests of a connection.
+fn value_of(ip: IpAddr) -> HeaderValue {
+    // An address's text has no character that a header may not have.
+    HeaderValue::try_from(ip.to_string()).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+}
+
 impl Visitor {
     pub(super) fn new(
         shared: Arc<Shared>,
         upstreams: Arc<Upstreams>,
         place: usize,
         (peer, dst): (SocketAddr, SocketAddr),
-        counters: Arc<PortCounters>,
+        upstream: Option<&Upstream>,
     ) -> Self {
+        let counters = upstream.map_or(&shared.http.by_name, |upstream| &upstream.counters);
+        let counters = Arc::clone(counters);
         Self {
             shared,
             upstreams,
             place,
             peer,
-            forwarded_for: headers::value_of(peer.ip()),
+            forwarded_for: value_of(peer.ip()),
             dst,
             counters,
+            by_name: upstream.is_none(),
             busy: AtomicUsize::new(0),
-            looks: AtomicU32::new(1),
-            begun: AtomicU64::new(0),
-            upgrade: Mutex::default(),
         }
     }
 
-    /// The service port it came for, as it is now. `None`: there is no such any more.
-    pub(super) fn route(&self) -> Option<(Arc<Upstream>, Via)> {
-        let frontend = Frontend { ip: self.dst.ip(), port: self.dst.port(), protocol: Protocol::Tcp };
-        self.upstreams.route(&frontend, self.peer.ip())
+    /// The service port that a request of it is for, as it is now; `host` is what the request says.
+    pub(super) fn route(&self, host: &[u8]) -> Result<Route, Trouble> {
+        let (port, protocol) = (self.dst.port(), Protocol::Tcp);
+        let find = |ip| self.upstreams.route(&Frontend { ip, port, protocol }, self.peer.ip());
+        if !self.by_name {
+            let ip = self.dst.ip();
+            let (upstream, via) = find(ip).ok_or(Trouble::NoBackend)?;
+            return Ok(Route { upstream, via, ip });
+        }
+        let ip = self.shared.gate.service(host, port).ok_or(Trouble::Misdirected)?;
+        let found = find(ip).filter(|(upstream, _)| self.shared.http.serves(upstream));
+        let (upstream, via) = found.ok_or(Trouble::Misdirected)?;
+        Ok(Route { upstream, via, ip })
     }
 
     /// The waiting connections of the thread that serves it.
@@ -88,15 +111,5 @@ impl Visitor {
     /// Whether no request is under way.
     pub(super) fn is_idle(&self) -> bool {
         self.busy.load(Relaxed) == 0
-    }
-
-    /// Hands the connection over once the answer under way is written.
-    pub(super) fn hand_over(&self, upgrade: Upgrade) {
-        *self.upgrade.lock().unwrap_or_else(PoisonError::into_inner) = Some(upgrade);
-    }
-
-    /// Whom it was handed over to, if it was.
-    pub(super) fn take_upgrade(&self) -> Option<Upgrade> {
-        self.upgrade.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }

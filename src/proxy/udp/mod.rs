@@ -4,10 +4,12 @@
 //! client asked. A flow keeps its backend for as long as connection tracking would keep it, and loses it at once when
 //! that backend goes. What does not belong here: which backend is picked (`balance`), DNS.
 
+mod places;
 mod port;
 mod session;
+mod table;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,9 +19,11 @@ use tokio::runtime::Handle;
 
 use crate::balance::Upstreams;
 use crate::model::Frontend;
+use crate::net::shelf::{Shelf, Use};
 use crate::net::sock;
 
 use super::Guard;
+use places::Places;
 use port::Port;
 
 /// Most flows at once, where descriptors allow: as many as a node of 200 busy pods has.
@@ -47,6 +51,7 @@ struct Shared {
     guard: Guard,
     own_mark: u32,
     max_sessions: u64,
+    places: Places<Port>,
     counters: Arc<UdpCounters>,
 }
 
@@ -55,9 +60,14 @@ pub struct UdpPlane {
     shared: Arc<Shared>,
     /// Each frontend lives on one of these.
     runtimes: Vec<Handle>,
+    /// Where sockets are opened.
+    shelf: Arc<Shelf>,
     /// How many frontends have been opened so far.
     opened: usize,
     ports: HashMap<Frontend, Arc<Port>>,
+    /// Those that are to be opened once the node is this agent's: of two sockets at one address, the later one gets what
+    /// comes. `None`: it is.
+    waiting: Option<HashSet<Frontend>>,
 }
 
 impl UdpPlane {
@@ -71,8 +81,36 @@ impl UdpPlane {
     ) -> io::Result<Self> {
         let counters = Arc::default();
         let max_sessions = max_sessions(sock::nofile()?);
-        let shared = Shared { upstreams, guard, own_mark, max_sessions, counters };
-        Ok(Self { shared: Arc::new(shared), runtimes, opened: 0, ports: HashMap::new() })
+        let places = Places::new();
+        let shared = Shared { upstreams, guard, own_mark, max_sessions, places, counters };
+        Ok(Self {
+            shared: Arc::new(shared),
+            runtimes,
+            shelf: Arc::default(),
+            opened: 0,
+            ports: HashMap::new(),
+            waiting: None,
+        })
+    }
+
+    /// Opens sockets on `sockets`, so that they may outlive this process.
+    #[must_use]
+    pub fn with_shelf(mut self, sockets: Arc<Shelf>) -> Self {
+        self.shelf = sockets;
+        self
+    }
+
+    /// Opens nothing before [`Self::begin`].
+    #[must_use]
+    pub fn waiting(mut self, waits: bool) -> Self {
+        self.waiting = waits.then(HashSet::new);
+        self
+    }
+
+    /// Opens what has waited, and from now on everything at once. Returns what could not be opened.
+    pub fn begin(&mut self) -> Vec<(Frontend, io::Error)> {
+        let waiting = self.waiting.take().into_iter().flatten();
+        waiting.filter_map(|frontend| Some((frontend, self.open(frontend).err()?))).collect()
     }
 
     /// What has been seen; stays valid while this serves.
@@ -85,7 +123,11 @@ impl UdpPlane {
         if self.ports.contains_key(&frontend) {
             return Ok(());
         }
-        let socket = sock::udp_transparent(frontend.addr(), self.shared.own_mark)?;
+        if let Some(waiting) = &mut self.waiting {
+            waiting.insert(frontend);
+            return Ok(());
+        }
+        let socket = self.shelf.udp_transparent(frontend.addr(), self.shared.own_mark)?;
         let runtime = self
             .runtimes
             .get(self.opened % self.runtimes.len().max(1))
@@ -95,20 +137,25 @@ impl UdpPlane {
             let _context = runtime.enter();
             Arc::new(Port::new(frontend, socket)?)
         };
+        self.shared.places.join(&port);
         runtime.spawn(Arc::clone(&port).run(Arc::clone(&self.shared)));
         self.ports.insert(frontend, port);
         Ok(())
     }
 
-    /// Whether `frontend` is open.
+    /// Whether `frontend` is open, or was by an earlier process.
     pub fn is_open(&self, frontend: &Frontend) -> bool {
-        self.ports.contains_key(frontend)
+        self.ports.contains_key(frontend) || self.shelf.holds(Use::Datagrams, frontend.addr())
     }
 
     /// Closes `frontend` and ends its flows.
     pub fn close(&mut self, frontend: &Frontend) {
+        if let Some(waiting) = &mut self.waiting {
+            waiting.remove(frontend);
+        }
         if let Some(port) = self.ports.remove(frontend) {
             port.close();
+            self.shelf.close(Use::Datagrams, frontend.addr());
         }
     }
 

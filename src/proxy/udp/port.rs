@@ -1,6 +1,5 @@
 //! One served frontend: its socket and its flows.
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{SocketAddr, UdpSocket as StdSocket};
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,7 +14,9 @@ use crate::model::Frontend;
 use crate::net::datagram::{self, Bunch};
 use crate::net::sock;
 
+use super::places::Holder;
 use super::session::{Entry, Session};
+use super::table::Table;
 use super::{Shared, with_buffer};
 
 /// Datagrams taken from one socket before others get their turn.
@@ -25,14 +26,12 @@ const TRIES: usize = 3;
 /// How long a backend that was reported unreachable is passed over by this frontend's new flows, if there are
 /// others. Ejection for all service ports comes with repeated failures.
 const AVOID: Duration = Duration::from_secs(1);
-/// How many flows are compared when one has to go.
-const SAMPLE: usize = 16;
 
 /// One served frontend.
 pub(super) struct Port {
     frontend: Frontend,
     socket: UdpSocket,
-    sessions: Mutex<HashMap<SocketAddr, Entry>>,
+    sessions: Mutex<Table<Entry>>,
     /// The backend last reported unreachable, and when.
     unreachable: Mutex<Option<(SocketAddr, Tick)>>,
     closed: CancellationToken,
@@ -140,7 +139,7 @@ impl Port {
                 }
                 Err(e) => {
                     if sock::is_shortage(&e) {
-                        self.evict();
+                        shared.places.debtor(self).lock().evict(now);
                         return Err(e.to_string());
                     }
                     if !sock::is_local_fault(&e) {
@@ -152,19 +151,21 @@ impl Port {
         }
     }
 
-    /// Takes a place among the flows of this process, if need be that of the longest silent one of a sample.
-    fn make_room(&self, shared: &Shared) -> Result<(), String> {
-        if shared.admit() || (self.evict() && shared.admit()) {
+    /// Takes a place among the flows of this process, if need be from the frontend that has the most.
+    fn make_room(self: &Arc<Self>, shared: &Shared) -> Result<(), String> {
+        // Another thread may be quicker to take the place that was made.
+        for _ in 0..TRIES {
+            if shared.admit() {
+                return Ok(());
+            }
+            if !shared.places.debtor(self).lock().evict(shared.upstreams.now()) {
+                break;
+            }
+        }
+        if shared.admit() {
             return Ok(());
         }
         Err(format!("there are {} flows already", shared.max_sessions))
-    }
-
-    fn evict(&self) -> bool {
-        let mut sessions = self.lock();
-        let silent = sessions.iter().take(SAMPLE).min_by_key(|(_, entry)| entry.session.last());
-        let Some(client) = silent.map(|(client, _)| *client) else { return false };
-        sessions.remove(&client).is_some()
     }
 
     fn enter(
@@ -181,6 +182,7 @@ impl Port {
         let task = tokio::spawn(Arc::clone(&session).run(Arc::clone(self), Arc::clone(shared)));
         let entry = Entry { session: Arc::clone(&session), task: task.abort_handle() };
         self.lock().insert(client, entry);
+        shared.places.grown(self);
         session
     }
 
@@ -230,7 +232,13 @@ impl Port {
         self.lock().clear();
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Entry>> {
+    fn lock(&self) -> MutexGuard<'_, Table<Entry>> {
         self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Holder for Port {
+    fn flows(&self) -> usize {
+        self.lock().len()
     }
 }

@@ -16,12 +16,9 @@ use crate::net::datagram::{self, Bunch};
 use crate::net::sock;
 
 use super::port::Port;
+use super::table::{Flow, Stage};
 use super::{Shared, with_buffer};
 
-/// Silence until a flow ends, `nf_conntrack_udp_timeout`.
-const IDLE: Duration = Duration::from_secs(30);
-/// The same once the client has gone on after an answer, `nf_conntrack_udp_timeout_stream`.
-const IDLE_STREAM: Duration = Duration::from_mins(2);
 /// Answers passed on before others get their turn.
 const BATCH: usize = 64;
 
@@ -53,6 +50,30 @@ impl Drop for Entry {
     }
 }
 
+impl Flow for Session {
+    fn stage(&self) -> Stage {
+        match (self.stream.load(Relaxed), self.answered.load(Relaxed)) {
+            (true, _) => Stage::Stream,
+            (false, true) => Stage::Answered,
+            (false, false) => Stage::Asked,
+        }
+    }
+
+    fn last(&self) -> Tick {
+        Tick(self.last.load(Relaxed))
+    }
+}
+
+impl Flow for Entry {
+    fn stage(&self) -> Stage {
+        self.session.stage()
+    }
+
+    fn last(&self) -> Tick {
+        self.session.last()
+    }
+}
+
 impl Session {
     /// The caller has taken a place among the flows for it.
     pub(super) fn new(
@@ -74,11 +95,6 @@ impl Session {
     /// The backend's address.
     pub(super) fn backend(&self) -> SocketAddr {
         self.lease.endpoint().addr
-    }
-
-    /// When something last passed.
-    pub(super) fn last(&self) -> Tick {
-        Tick(self.last.load(Relaxed))
     }
 
     pub(super) fn belongs_to(&self, port: &PortId) -> bool {
@@ -111,8 +127,7 @@ impl Session {
     pub(super) async fn run(self: Arc<Self>, port: Arc<Port>, shared: Arc<Shared>) {
         loop {
             let now = shared.upstreams.now();
-            let idle = if self.stream.load(Relaxed) { IDLE_STREAM } else { IDLE };
-            let end = self.last().after(idle);
+            let end = self.last().after(self.stage().idle());
             if now >= end {
                 return port.end(&self);
             }

@@ -111,28 +111,44 @@ fn request(
     socket.send(&bytes, 0)?;
     loop {
         let (bytes, _) = socket.recv_from_full()?;
-        let mut rest = bytes.as_slice();
-        while !rest.is_empty() {
-            let answer = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
-                .map_err(|error| Failure::Answer(error.to_string()))?;
-            match answer.payload {
-                NetlinkPayload::Done(_) => return Ok(()),
-                NetlinkPayload::Error(error) if error.code.is_none() => return Ok(()),
-                NetlinkPayload::Error(error) => {
-                    return Err(Failure::Kernel(nix::errno::Errno::from_raw(-error.raw_code())));
-                }
-                NetlinkPayload::InnerMessage(message) => {
-                    if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(entry)) = message.inner {
-                        each(entry);
-                    }
-                }
-                _ => {}
-            }
-            // Messages are aligned to four bytes.
-            let length = (answer.header.length as usize).next_multiple_of(4);
-            rest = rest.get(length.max(4)..).unwrap_or_default();
+        if walk(&bytes, &mut each)? {
+            return Ok(());
         }
     }
+}
+
+/// Hands on each entry among the kernel's answers. True: that was the last of them.
+fn walk(bytes: &[u8], mut each: impl FnMut(Vec<ConntrackAttribute>)) -> Result<bool, Failure> {
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let answer = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
+            .map_err(|error| Failure::Answer(error.to_string()))?;
+        match answer.payload {
+            NetlinkPayload::Done(_) => return Ok(true),
+            NetlinkPayload::Error(error) if error.code.is_none() => return Ok(true),
+            NetlinkPayload::Error(error) => {
+                return Err(Failure::Kernel(nix::errno::Errno::from_raw(error.raw_code().wrapping_neg())));
+            }
+            NetlinkPayload::InnerMessage(message) => {
+                if let NetfilterMessageInner::Conntrack(ConntrackMessage::New(entry)) = message.inner {
+                    each(entry);
+                }
+            }
+            _ => {}
+        }
+        // Messages are aligned to four bytes.
+        let length = (answer.header.length as usize).next_multiple_of(4);
+        rest = rest.get(length.max(4)..).unwrap_or_default();
+    }
+    Ok(false)
+}
+
+/// Reads the kernel's answers, for tests with hostile ones.
+#[cfg(any(test, fuzzing))]
+pub(in crate::rules) fn read_bytes(bytes: &[u8]) {
+    let _ = walk(bytes, |entry| {
+        let _ = (leads_to(&entry, &Targets::new(), &[]), is_udp_flow_to(&entry, &BTreeSet::new()));
+    });
 }
 
 /// Whether an entry's answers come from one of `targets` although its packets were sent elsewhere.

@@ -26,6 +26,17 @@ pub(super) fn identity(path: &Path) -> Option<(u64, u64)> {
     Some((meta.dev(), meta.ino()))
 }
 
+/// Whether a process, by its folder below `/proc`, is in the caller's network namespace; `None`: that cannot be told.
+///
+/// To follow the link in `ns` takes the right to trace the process, which a confined agent lacks. The files in `net` may
+/// be looked at by everybody, and each namespace has its own.
+pub(super) fn is_here(process: &Path) -> Option<bool> {
+    let own = Path::new("/proc/thread-self");
+    ["ns/net", "net/dev"]
+        .into_iter()
+        .find_map(|file| Some(identity(&process.join(file))? == identity(&own.join(file))?))
+}
+
 /// The calling thread's own network namespace.
 pub(super) fn own() -> Option<(u64, u64)> {
     identity(Path::new("/proc/thread-self/ns/net"))

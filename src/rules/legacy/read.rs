@@ -75,9 +75,10 @@ pub async fn facts<F: Firewall>(firewall: &F, roots: &Roots, options: &Options) 
 pub(super) async fn rulesets<F: Firewall>(firewall: &F) -> anyhow::Result<Vec<Ruleset>> {
     let mut found = Vec::new();
     for backend in Backend::ALL {
-        for family in Family::ALL {
+        let texts = tokio::join!(firewall.save(backend, Family::V4), firewall.save(backend, Family::V6));
+        for (family, text) in [(Family::V4, texts.0), (Family::V6, texts.1)] {
             let name = || format!("{} {}", backend.as_str(), family.as_str());
-            let text = match firewall.save(backend, family).await {
+            let text = match text {
                 Ok(Some(text)) => text,
                 Ok(None) => continue,
                 Err(error) if error.is_unsupported() => continue,
@@ -117,7 +118,6 @@ fn files(roots: &Roots) -> Vec<FoundFile> {
 
 /// The processes of this network namespace whose names matter.
 fn processes(roots: &Roots) -> Vec<Process> {
-    let own = netns::own();
     let mut found = Vec::new();
     for (pid, folder) in netns::entries(&roots.processes) {
         let Ok(pid) = pid.parse() else { continue };
@@ -131,9 +131,7 @@ fn processes(roots: &Roots) -> Vec<Process> {
             continue;
         };
         // EdgeMesh serves the namespace it runs in. Where that cannot be told, assume this one.
-        let there = netns::identity(&folder.join("ns/net"));
-        let unknown = there.is_none() && !is_dead(&folder);
-        if unknown || own.is_none() || there == own {
+        if netns::is_here(&folder).unwrap_or_else(|| !is_dead(&folder)) {
             found.push(Process { pid, name, command_line: words.join(" ") });
         }
     }

@@ -11,7 +11,7 @@ const LOOKS: u32 = 10;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The lock's file, as the programs choose it (`xtables.c`).
-pub(super) fn path() -> PathBuf {
+pub(in crate::rules) fn path() -> PathBuf {
     std::env::var_os("XTABLES_LOCKFILE").unwrap_or_else(|| "/run/xtables.lock".into()).into()
 }
 

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use rtnetlink::RouteMessageBuilder;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::route::{
@@ -26,16 +26,8 @@ pub(super) enum Message {
 impl From<Entry> for Message {
     fn from(entry: Entry) -> Self {
         match entry {
-            Entry::RefuseTable(Family::V4) => Self::Route(
-                v4(None, REFUSE_TABLE)
-                    .output_interface(LOOPBACK_INDEX)
-                    .scope(RouteScope::Host)
-                    .kind(RouteType::Local)
-                    .build(),
-            ),
-            Entry::RefuseTable(Family::V6) => Self::Route(
-                v6(None, REFUSE_TABLE).output_interface(LOOPBACK_INDEX).kind(RouteType::Local).build(),
-            ),
+            Entry::Deliver(net) => Self::Route(local(net)),
+            Entry::DeliverAll(family) => Self::Route(local(everything(family))),
             Entry::RefuseRule(family, mark) => {
                 let mark = [RuleAttribute::FwMark(mark), RuleAttribute::FwMask(mark)];
                 Self::Rule(rule(family, REFUSE_PRIORITY, REFUSE_TABLE, &mark))
@@ -79,6 +71,28 @@ fn to_loopback(range: IpNet, table: u32) -> RouteMessage {
         IpNet::V6(net) => {
             v6(Some((net.network(), net.prefix_len())), table).output_interface(LOOPBACK_INDEX).build()
         }
+    }
+}
+
+fn local(net: IpNet) -> RouteMessage {
+    match net {
+        IpNet::V4(net) => v4(Some((net.network(), net.prefix_len())), REFUSE_TABLE)
+            .output_interface(LOOPBACK_INDEX)
+            .scope(RouteScope::Host)
+            .kind(RouteType::Local)
+            .build(),
+        IpNet::V6(net) => v6(Some((net.network(), net.prefix_len())), REFUSE_TABLE)
+            .output_interface(LOOPBACK_INDEX)
+            .kind(RouteType::Local)
+            .build(),
+    }
+}
+
+/// The prefix of length 0.
+fn everything(family: Family) -> IpNet {
+    match family {
+        Family::V4 => IpNet::V4(Ipv4Net::default()),
+        Family::V6 => IpNet::V6(Ipv6Net::default()),
     }
 }
 
@@ -136,7 +150,8 @@ pub(super) fn destination(route: &RouteMessage) -> Option<IpNet> {
 /// The entry that a route of ours is.
 pub(super) fn own_route(route: &RouteMessage, family: Family) -> Option<Entry> {
     match (table(route), route.header.kind) {
-        (REFUSE_TABLE, _) => Some(Entry::RefuseTable(family)),
+        (REFUSE_TABLE, _) if route.header.destination_prefix_length == 0 => Some(Entry::DeliverAll(family)),
+        (REFUSE_TABLE, _) => destination(route).map(Entry::Deliver),
         (RANGE_TABLE, RouteType::Throw) => destination(route).map(Entry::Throw),
         (RANGE_TABLE, _) => destination(route).map(Entry::ToRange),
         _ => destination(route).map(Entry::MainToRange),

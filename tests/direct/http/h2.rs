@@ -162,21 +162,23 @@ async fn streams_flow_both_ways() {
     }
 }
 
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
-const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
-const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(super) const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub(super) const DATA: u8 = 0;
+pub(super) const HEADERS: u8 = 1;
+pub(super) const PRIORITY: u8 = 2;
+pub(super) const RST_STREAM: u8 = 3;
+pub(super) const SETTINGS: u8 = 4;
+pub(super) const PING: u8 = 6;
+pub(super) const GOAWAY: u8 = 7;
+pub(super) const WINDOW_UPDATE: u8 = 8;
+pub(super) const CONTINUATION: u8 = 9;
+pub(super) const END_STREAM: u8 = 1;
+pub(super) const END_HEADERS: u8 = 4;
 /// `GET / http` with authority `a`, in HPACK's static table.
-const GET_BLOCK: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
+pub(super) const GET_BLOCK: &[u8] = &[0x82, 0x86, 0x84, 0x41, 1, b'a'];
 
 /// One frame.
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
     let mut bytes = vec![length[1], length[2], length[3], kind, flags];
     bytes.extend_from_slice(&stream.to_be_bytes());
@@ -225,7 +227,7 @@ async fn flood(lab: &Lab, most: u32, make: impl Fn(u32) -> Vec<u8>) -> (bool, Op
 }
 
 /// Whether a decent client is served.
-async fn still_serves(lab: &Lab) {
+pub(super) async fn still_serves(lab: &Lab) {
     let mut client = Reader::new(lab.connect().await);
     assert_eq!(client.ask(GET).await.status(), 200);
 }
@@ -258,6 +260,17 @@ async fn floods_are_ended_and_others_unharmed() {
     flood(&lab, 20_000, |_| frame(PING, 0, 0, &[7; 8])).await;
     still_serves(&lab).await;
     flood(&lab, 20_000, |_| frame(SETTINGS, 0, 0, &[])).await;
+    still_serves(&lab).await;
+    // Frames that cost nothing to send and say nothing.
+    flood(&lab, 20_000, |n| match n {
+        0 => frame(HEADERS, END_HEADERS, 1, GET_BLOCK),
+        _ => frame(DATA, 0, 1, &[]),
+    })
+    .await;
+    still_serves(&lab).await;
+    flood(&lab, 20_000, |n| frame(WINDOW_UPDATE, 0, 0, &(1 + n % 2).to_be_bytes())).await;
+    still_serves(&lab).await;
+    flood(&lab, 20_000, |n| frame(PRIORITY, 0, 2 * n + 1, &[0, 0, 0, 0, 1])).await;
     still_serves(&lab).await;
     // Nonsense.
     for bytes in [

@@ -1,7 +1,10 @@
 //! HTTP ports, byte by byte.
 
+mod answers;
+mod frames;
 mod h2;
 mod hostile;
+mod names;
 mod requests;
 mod streams;
 

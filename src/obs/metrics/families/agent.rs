@@ -37,6 +37,13 @@ pub(super) const AGENT: &[Family] = &[
     histogram("selfprobe_duration_seconds", &[], "Time until the own acceptor answered a probe", |s, out| {
         out.histogram(&s.figures.probe_times)
     }),
+    counter(
+        "restarts",
+        &["reason"],
+        "Times that the keeper has started the agent's process again since the keeper itself began: the process had died, \
+         or did not move any more",
+        |s, out| out.counts(&s.figures.restarts),
+    ),
     counter("admin_requests", &["path"], "Requests at the admin endpoint", |s, out| {
         out.counts(&s.figures.admin_requests)
     }),

@@ -1,0 +1,93 @@
+//! Which backend a request goes to, and a new connection to it.
+
+use std::future::pending;
+use std::sync::Arc;
+
+use tokio::net::TcpStream;
+
+use crate::balance::{Caller, Endpoint, Lease};
+
+use super::super::dial::{self, DialError, TcpDialer};
+use super::record::Record;
+use super::reply::Trouble;
+use super::visitor::{Route, Visitor};
+
+/// Times that a request may be sent: more than any service needs to find one backend of several that works.
+pub(super) const MOST_TRIES: usize = 6;
+
+/// One request's choice of backends.
+pub(super) struct Choice<'a> {
+    pub(super) visitor: &'a Visitor,
+    pub(super) route: &'a Route,
+    pub(super) caller: Caller,
+}
+
+impl Choice<'_> {
+    fn pool(&self) -> &crate::balance::Pool {
+        self.route.upstream.pool_via(self.route.via, self.route.ip)
+    }
+
+    /// The backend that is next, which is none of `avoid` where there is another.
+    pub(super) fn pick<'a>(&self, avoid: &'a [usize]) -> Result<(usize, &'a [usize]), Trouble> {
+        let (pool, now) = (self.pool(), self.visitor.upstreams.now());
+        let pick = |avoid: &'a [usize]| {
+            self.route.upstream.pick(pool, self.caller, avoid, now).map(|index| (index, avoid))
+        };
+        match pick(avoid) {
+            // Every one has failed once. Better the same again than none.
+            None if !avoid.is_empty() => pick(&[]),
+            picked => picked,
+        }
+        .ok_or(Trouble::NoBackend)
+    }
+
+    /// The backend at `index`.
+    pub(super) fn endpoint(&self, index: usize) -> &Arc<Endpoint> {
+        &self.pool().endpoints()[index]
+    }
+
+    /// The place of the backend that `record` says carries the request.
+    pub(super) fn position(&self, record: &Record) -> Option<usize> {
+        self.pool().position(record.lease()?.endpoint().addr)
+    }
+
+    /// Connects the backend that was picked, or another one if it does not answer. A client that goes away meanwhile
+    /// is noticed by whoever polls this.
+    pub(super) async fn dial(
+        &self,
+        (index, avoid): (usize, &[usize]),
+    ) -> Result<(TcpStream, Lease), Trouble> {
+        let visitor = self.visitor;
+        let request = dial::Request {
+            upstreams: &visitor.upstreams,
+            upstream: &self.route.upstream,
+            pool: self.pool(),
+            client: self.caller,
+            picked: Some(index),
+            avoid,
+            limits: visitor.shared.limits,
+            guard: &*visitor.shared.guard,
+        };
+        let dialer = TcpDialer { speaks_first: true, ..visitor.shared.dialer };
+        let (stream, lease) = dial::dial(&dialer, request, pending()).await.map_err(|error| match error {
+            DialError::NoBackend | DialError::Exhausted { .. } | DialError::ClientGone => Trouble::NoBackend,
+            DialError::Local(_) => Trouble::Overload,
+        })?;
+        // A socket that has failed already tells so when it is used.
+        let _ = crate::net::sock::keep_alive(&stream);
+        Ok((stream, lease))
+    }
+
+    /// Takes a repetition out of the service port's budget. `false`: there is none left.
+    pub(super) fn may_retry(&self) -> bool {
+        self.route.upstream.counters.http().may_retry()
+    }
+
+    /// Counts the answer for or against its backend, where a `DestinationRule` wants that.
+    pub(super) fn judge(&self, record: &Record, fault: bool) {
+        let wanted = self.route.upstream.port.outlier.consecutive_errors.is_some_and(|most| most > 0);
+        if let Some(lease) = record.lease().filter(|_| wanted) {
+            lease.endpoint().judged(fault, self.visitor.upstreams.now(), &self.route.upstream.ejection);
+        }
+    }
+}

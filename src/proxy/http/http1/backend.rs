@@ -1,0 +1,46 @@
+//! One HTTP/1 connection to a backend. It belongs to whoever uses it; a connection that waits costs nothing but its
+//! socket.
+
+use std::task::{Context, Waker};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::super::vital;
+
+/// A connection.
+#[derive(Debug)]
+pub(in crate::proxy::http) struct Backend {
+    /// The socket.
+    pub(super) stream: TcpStream,
+    /// When its last answer ended.
+    idle_since: Instant,
+    /// It has carried a request before.
+    pub(super) used: bool,
+}
+
+impl Backend {
+    /// A new one.
+    pub(super) fn new(stream: TcpStream, now: Instant) -> Self {
+        Self { stream, idle_since: now, used: false }
+    }
+
+    /// Its answer has ended, and nothing came behind it.
+    pub(super) fn rests(self, now: Instant) -> Self {
+        Self { idle_since: now, used: true, ..self }
+    }
+
+    /// How long nobody has used it.
+    pub(in crate::proxy::http) fn idle(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.idle_since)
+    }
+
+    /// Whether it can carry a request: its backend has not closed it, as far as the runtime knows. `probe` asks the kernel,
+    /// which may know more.
+    pub(in crate::proxy::http) fn is_alive(&self, probe: bool) -> bool {
+        let told = self.stream.poll_read_ready(&mut Context::from_waker(Waker::noop())).is_ready();
+        // What the runtime was told may be about bytes that were read since.
+        !((told || probe) && vital::has_news(&self.stream))
+    }
+}
