@@ -165,7 +165,9 @@ fn whoever_finds_nobody_is_refused_and_not_reset(backend: &str) {
             }
         });
     }
-    assert_eq!(held(&agent, "refusedTotal"), 12, "{}", agent.log());
+    // Twelve clients; one whose first packet is sent again just as it is refused may be refused twice.
+    let refused = held(&agent, "refusedTotal");
+    assert!((12..=14).contains(&refused), "{refused} were refused\n{}", agent.log());
     // One of two is nobody's address: the other one is tried before the client hears anything.
     for number in 0..20 {
         let mut stream = scene.routed.connect("10.96.1.21:80").unwrap_or_else(|e| panic!("{number}: {e}"));
