@@ -255,6 +255,7 @@ fn http(numbers: &HttpNumbers) -> HttpReport {
         unanswered_total: numbers.unanswered,
         retries_total: numbers.retries,
         not_http_total: numbers.not_http,
+        limited_total: numbers.limited,
         latency_bounds: LATENCY_BOUNDS_US.iter().map(|us| *us as f64 / 1e6).collect(),
         latency_counts: numbers.latency.to_vec(),
         latency_sum: numbers.latency_us as f64 / 1e6,

@@ -1,7 +1,10 @@
 //! What the HTTP requests of a service port came to: by class of status, and how long they took.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
+
+use super::PortCounters;
 
 /// Upper bounds of the latency buckets, in microseconds: those of Prometheus' clients, and two below for what a local
 /// network can do.
@@ -30,6 +33,43 @@ pub struct HttpCounters {
     /// Connections that spoke something else and were relayed.
     not_http: AtomicU64,
     budget: AtomicU64,
+    /// Requests that a bound turned away.
+    limited: AtomicU64,
+    /// Places taken, by [`Bound`].
+    taken: [AtomicU32; 3],
+}
+
+/// What the `connectionPool.http` of a `DestinationRule` bounds for a service port as a whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bound {
+    /// Requests under way.
+    Requests,
+    /// Requests that wait for a new connection.
+    Pending,
+    /// Requests under way that were sent again.
+    Retries,
+}
+
+/// One of a bounded number of places, given back when this goes.
+#[derive(Debug)]
+pub struct Place {
+    counters: Arc<PortCounters>,
+    bound: Bound,
+}
+
+impl Place {
+    /// Takes a place where fewer than `most` are taken.
+    pub fn take(counters: &Arc<PortCounters>, bound: Bound, most: u32) -> Option<Self> {
+        let more = |taken| (taken < most).then_some(taken + 1);
+        counters.http().taken[bound as usize].fetch_update(Relaxed, Relaxed, more).ok()?;
+        Some(Self { counters: Arc::clone(counters), bound })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.counters.http().taken[self.bound as usize].fetch_sub(1, Relaxed);
+    }
 }
 
 /// [`HttpCounters`] at one moment.
@@ -47,6 +87,8 @@ pub struct HttpNumbers {
     pub retries: u64,
     /// Connections that spoke something else.
     pub not_http: u64,
+    /// Requests that a bound turned away.
+    pub limited: u64,
 }
 
 impl Default for HttpCounters {
@@ -59,6 +101,8 @@ impl Default for HttpCounters {
             retries: AtomicU64::new(0),
             not_http: AtomicU64::new(0),
             budget: AtomicU64::new(BUDGET_MOST),
+            limited: AtomicU64::new(0),
+            taken: Default::default(),
         }
     }
 }
@@ -78,6 +122,11 @@ impl HttpCounters {
     /// A request ended without an answer: its client went away.
     pub fn left(&self) {
         self.unanswered.fetch_add(1, Relaxed);
+    }
+
+    /// A request was turned away by a bound.
+    pub fn limited(&self) {
+        self.limited.fetch_add(1, Relaxed);
     }
 
     /// A connection turned out to speak something else. True for the first one.
@@ -111,6 +160,7 @@ impl HttpCounters {
             latency_us: self.latency_us.load(Relaxed),
             retries: self.retries.load(Relaxed),
             not_http: self.not_http.load(Relaxed),
+            limited: self.limited.load(Relaxed),
         }
     }
 }
@@ -142,5 +192,17 @@ mod tests {
         assert_eq!(counters.numbers().retries, 20);
         assert!(counters.spoke_otherwise());
         assert!(!counters.spoke_otherwise());
+    }
+
+    #[test]
+    fn places_are_bounded_and_come_back() {
+        let counters = Arc::<PortCounters>::default();
+        let take = |bound| Place::take(&counters, bound, 2);
+        let (one, two) = (take(Bound::Requests), take(Bound::Requests));
+        assert!(one.is_some() && two.is_some());
+        assert!(take(Bound::Requests).is_none());
+        assert!(take(Bound::Retries).is_some(), "each bound has places of its own");
+        drop(one);
+        assert!(take(Bound::Requests).is_some());
     }
 }

@@ -12,7 +12,7 @@ mod upstream;
 mod upstreams;
 
 pub use health::{EjectionPolicy, Health, Standing, Tick};
-pub use http::{HttpCounters, HttpNumbers, LATENCY_BOUNDS_US};
+pub use http::{Bound, HttpCounters, HttpNumbers, LATENCY_BOUNDS_US, Place};
 pub use pool::{Caller, Endpoint, Lease, Pool, key_of};
 pub use tallies::{DialEnd, Tallies};
 pub use upstream::{PortCounters, Upstream};

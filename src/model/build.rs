@@ -133,7 +133,7 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
             out.warnings.push(format!("Service {}: {SCTP_PORT}{} is left alone", from.id, port.port));
             continue;
         }
-        let built = service_port(world, from, port, &policy, connections, &mut out);
+        let built = service_port(world, from, port, &policy, &connections, &mut out);
         if let Some(twin) = out.ports.iter().find(|p| clash(p, &built)) {
             out.warnings.push(format!(
                 "Service {}: port {} has the name or the number of port {}; passed over",
@@ -194,7 +194,7 @@ fn service_port(
     from: &Sources<'_>,
     port: &slim::ServicePort,
     policy: &Policy,
-    connections: traffic::Connections,
+    connections: &traffic::Connections,
     out: &mut Built,
 ) -> ServicePort {
     let ips = cluster_ips(from.service);
@@ -228,6 +228,7 @@ fn service_port(
         local_only: from.service.local_only,
         connect_timeout: connections.timeout,
         max_connections: connections.most,
+        http_pool: connections.http.clone().filter(|_| mode == super::types::Mode::Http),
         proxy_protocol: connections.proxy_protocol,
         // The connections of an HTTP port belong to no one client.
         keep_source: connections.keep_source && mode != super::types::Mode::Http,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::source::slim::{self, DestinationRule};
 
-use super::types::{CookieRule, Mode, OutlierDetection, Policy, Protocol};
+use super::types::{CookieRule, HttpPool, Mode, OutlierDetection, Policy, Protocol};
 
 impl From<slim::Protocol> for Protocol {
     fn from(protocol: slim::Protocol) -> Self {
@@ -119,12 +119,14 @@ pub(super) fn policy_for(policy: &Policy, mode: Mode) -> Policy {
 }
 
 /// How the connections of a Service are made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Connections {
     /// Timeout of one dial.
     pub(super) timeout: Option<Duration>,
     /// Most at once.
     pub(super) most: Option<u32>,
+    /// Bounds on HTTP requests.
+    pub(super) http: Option<Box<HttpPool>>,
     /// Whether each begins with a PROXY protocol header.
     pub(super) proxy_protocol: bool,
     /// Whether backends on this node see the client's own address.
@@ -147,6 +149,7 @@ pub(super) fn connections(
     let mut found = Connections {
         timeout: rule.and_then(|rule| rule.connect_timeout),
         most: rule.and_then(|rule| rule.max_connections),
+        http: rule.and_then(|rule| rule.http_pool.clone()),
         proxy_protocol: false,
         keep_source: false,
     };

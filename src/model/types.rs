@@ -8,6 +8,8 @@ use std::time::Duration;
 use imbl::{OrdMap, OrdSet};
 use ipnet::IpNet;
 
+pub use crate::source::slim::HttpPool;
+
 use super::external::{External, HealthCheck, Here};
 
 /// Where a client wanted to go, before the packet filter redirected it.
@@ -307,6 +309,8 @@ pub struct ServicePort {
     pub connect_timeout: Option<Duration>,
     /// Most connections at once, where an annotation or a `DestinationRule` sets it.
     pub max_connections: Option<u32>,
+    /// Bounds on its HTTP requests and on the connections that carry them, where a `DestinationRule` sets them.
+    pub http_pool: Option<Box<HttpPool>>,
     /// Whether backends are told the client's address with a PROXY protocol header, version 2.
     pub proxy_protocol: bool,
     /// Backends on this node see the client's own address, where that can be had.

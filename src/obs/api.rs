@@ -237,6 +237,9 @@ pub struct HttpReport {
     pub retries_total: u64,
     /// Connections that spoke something else than HTTP and were relayed.
     pub not_http_total: u64,
+    /// Requests that were turned away because `connectionPool.http` allows no more.
+    #[serde(default)]
+    pub limited_total: u64,
     /// Upper bounds of the latency buckets, in seconds.
     pub latency_bounds: Vec<f64>,
     /// Requests by the time to their answer's head; one more than there are bounds.
@@ -464,6 +467,7 @@ pub(crate) mod tests {
                     requests_by_class: [0, 30, 0, 2, 1],
                     unanswered_total: 1,
                     retries_total: 2,
+                    limited_total: 0,
                     not_http_total: 1,
                     latency_bounds: vec![0.001, 0.1],
                     latency_counts: vec![20, 12, 1],

@@ -23,7 +23,7 @@ pub use fields::{Address, PortRef, Protocol, parse_duration, parse_ip};
 pub use meta::OptOut;
 pub use node::{Namespace, Node, ServiceCidr};
 pub use pod::{Phase, Pod, PodPort};
-pub use rule::{DestinationRule, HashCookie};
+pub use rule::{DestinationRule, HashCookie, HttpPool};
 pub use service::{Exposure, Service, ServicePort};
 pub use write::encode;
 

@@ -67,6 +67,7 @@ pub(crate) fn service(name: &str, frontend: SocketAddr, backends: &[SocketAddr])
         local_only: false,
         connect_timeout: None,
         max_connections: None,
+        http_pool: None,
         proxy_protocol: false,
         keep_source: false,
         outlier: OutlierDetection::default(),

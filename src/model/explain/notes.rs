@@ -14,40 +14,52 @@ pub(super) fn of(
     ranges: &[IpNet],
 ) -> Vec<String> {
     let mut notes = Vec::new();
-    let mut note = |text: String| notes.push(text);
     match ranges.iter().find(|range| range.contains(&frontend.ip())) {
         Some(range) if port.mode == Mode::Udp => {
-            note(format!(
+            notes.push(format!(
                 "datagrams to {frontend} in {range} are led to a socket of this agent at that address"
             ));
         }
-        Some(range) => note(format!("connections to {range} are redirected to this agent's listener")),
+        Some(range) => notes.push(format!("connections to {range} are redirected to this agent's listener")),
         None => {}
     }
     if let Some(app) = &port.app_protocol {
-        note(format!("appProtocol is {app}"));
+        notes.push(format!("appProtocol is {app}"));
     }
     if port.local_only {
-        note("internalTrafficPolicy is Local: only backends on this node".to_owned());
+        notes.push("internalTrafficPolicy is Local: only backends on this node".to_owned());
     }
     if set.preferred < set.eligible.len() {
-        note(format!(
+        notes.push(format!(
             "topology: {} of {} backends are nearer and come first",
             set.preferred,
             set.eligible.len()
         ));
     }
     if let Some(timeout) = port.affinity {
-        note(format!("sessionAffinity: a client keeps its backend for {} s", timeout.as_secs()));
+        notes.push(format!("sessionAffinity: a client keeps its backend for {} s", timeout.as_secs()));
     }
     if let Some(most) = port.max_connections {
-        note(format!("at most {most} connections at once"));
+        notes.push(format!("at most {most} connections at once"));
+    }
+    if let Some(pool) = &port.http_pool {
+        let bounds = [
+            ("requests at once", pool.max_requests),
+            ("requests waiting for a new connection", pool.max_pending),
+            ("requests sent again at once", pool.max_retries),
+            ("requests on one connection", pool.max_requests_per_connection),
+            ("streams at once on one HTTP/2 connection", pool.max_concurrent_streams),
+        ];
+        for (what, most) in bounds {
+            notes.extend(most.map(|most| format!("at most {most} {what}")));
+        }
+        notes.extend(pool.idle_timeout.map(|time| format!("connections to backends are kept idle for {time:?}")));
     }
     if let Some(timeout) = port.connect_timeout {
-        note(format!("a backend has {timeout:?} to accept"));
+        notes.push(format!("a backend has {timeout:?} to accept"));
     }
     if port.proxy_protocol {
-        note("backends are told the client's address (PROXY protocol, version 2)".to_owned());
+        notes.push("backends are told the client's address (PROXY protocol, version 2)".to_owned());
     }
     notes
 }

@@ -106,6 +106,7 @@ impl World {
             local_only: false,
             connect_timeout: None,
             max_connections: None,
+            http_pool: None,
             proxy_protocol: false,
             keep_source: false,
             outlier: OutlierDetection::default(),

@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use tokio::net::TcpStream;
 
-use crate::balance::{Caller, Endpoint, Lease};
+use crate::balance::{Bound, Caller, Endpoint, Lease};
 
 use super::super::dial::{self, DialError, TcpDialer};
-use super::record::Record;
+use super::pool::Terms;
+use super::record::{Record, place};
 use super::reply::Trouble;
 use super::visitor::{Route, Visitor};
 
@@ -58,6 +59,9 @@ impl Choice<'_> {
         (index, avoid): (usize, &[usize]),
     ) -> Result<(TcpStream, Lease), Trouble> {
         let visitor = self.visitor;
+        let pool = self.route.upstream.port.http_pool.as_ref();
+        let bound = |most| place(&self.route.upstream, Bound::Pending, most);
+        let _waits = pool.and_then(|pool| pool.max_pending).map(bound).transpose()?;
         let request = dial::Request {
             upstreams: &visitor.upstreams,
             upstream: &self.route.upstream,
@@ -78,9 +82,16 @@ impl Choice<'_> {
         Ok((stream, lease))
     }
 
-    /// Takes a repetition out of the service port's budget. `false`: there is none left.
-    pub(super) fn may_retry(&self) -> bool {
-        self.route.upstream.counters.http().may_retry()
+    /// Takes a repetition of `record`'s request out of the service port's budget. `false`: there is none left.
+    pub(super) fn may_retry(&self, record: &mut Record) -> bool {
+        let upstream = &self.route.upstream;
+        let most = upstream.port.http_pool.as_ref().and_then(|pool| pool.max_retries);
+        most.is_none_or(|most| record.may_be_repeated(upstream, most)) && upstream.counters.http().may_retry()
+    }
+
+    /// How new connections to backends are used.
+    pub(super) fn terms(&self) -> Terms {
+        self.route.upstream.port.http_pool.as_deref().map_or_else(Terms::default, Terms::of)
     }
 
     /// Counts the answer for or against its backend, where a `DestinationRule` wants that.

@@ -11,12 +11,16 @@ use std::time::Duration;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::model::HttpPool;
+
 use super::http1::Backend;
 use super::http2::Http2;
 
 /// Idle connections kept per backend and thread. More come and go with bursts.
 const MOST_IDLE: usize = 128;
-/// How long an idle connection is kept. Servers close theirs after 5 s (Node.js) to 75 s (nginx).
+/// Streams on one HTTP/2 connection before another one is opened. Servers allow 100 to 250.
+const MOST_STREAMS: usize = 100;
+/// How long an idle connection is kept, where no `DestinationRule` says otherwise. Servers close theirs after 5 s (Node.js) to 75 s (nginx).
 const KEEP: Duration = Duration::from_secs(30);
 /// How long a connection may have been idle for a request that cannot be sent twice. No server in use closes idle
 /// connections that soon, so that none is met while it does.
@@ -25,6 +29,36 @@ const SAFE_IDLE: Duration = Duration::from_secs(1);
 const TURN: Duration = Duration::from_millis(250);
 /// Time between two sweeps.
 const SWEEP: Duration = Duration::from_secs(5);
+
+/// How a connection to a backend is used.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Terms {
+    /// How long it is kept idle.
+    pub(super) keep: Duration,
+    /// Requests that it carries.
+    pub(super) requests: u32,
+    /// Streams at once, if it speaks HTTP/2.
+    pub(super) streams: usize,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { keep: KEEP, requests: u32::MAX, streams: MOST_STREAMS }
+    }
+}
+
+impl Terms {
+    /// What a `DestinationRule` asks for.
+    pub(super) fn of(pool: &HttpPool) -> Self {
+        let streams = pool.max_concurrent_streams.map_or(MOST_STREAMS, |n| n as usize);
+        Self {
+            // As in Istio, none is no wish.
+            keep: pool.idle_timeout.filter(|time| !time.is_zero()).unwrap_or(KEEP),
+            requests: pool.max_requests_per_connection.unwrap_or(u32::MAX),
+            streams: streams.min(MOST_STREAMS),
+        }
+    }
+}
 
 /// The connections of one thread.
 #[derive(Debug, Default)]
@@ -48,15 +82,18 @@ impl Pool {
         loop {
             // The last one given back is the warmest.
             let conn = lock(&self.http1).get_mut(&backend)?.pop()?;
-            let most = if careful { SAFE_IDLE } else { KEEP };
-            if conn.idle(now) < most && conn.is_alive(careful) {
+            let fits = !careful || conn.idle(now) < SAFE_IDLE;
+            if fits && !conn.is_over(now) && conn.is_alive(careful) {
                 return Some(conn);
             }
         }
     }
 
-    /// Keeps `conn` for later.
+    /// Keeps `conn` for later, unless it has carried all that it is to carry.
     pub(super) fn put(&self, backend: SocketAddr, conn: Backend) {
+        if conn.is_spent() {
+            return;
+        }
         let mut idle = lock(&self.http1);
         let waiting = idle.entry(backend).or_default();
         if waiting.len() < MOST_IDLE {
@@ -68,7 +105,8 @@ impl Pool {
     pub(super) fn share(&self, backend: SocketAddr) -> Option<Http2> {
         let mut shared = lock(&self.http2);
         let conns = shared.get_mut(&backend)?;
-        conns.retain(Http2::is_open);
+        let now = Instant::now();
+        conns.retain(|conn| conn.is_open() && !conn.is_over(now));
         conns.iter().filter(|conn| conn.has_room()).min_by_key(|conn| conn.streams()).cloned()
     }
 
@@ -94,11 +132,11 @@ impl Pool {
 
     fn sweep(&self, now: Instant) {
         lock(&self.http1).retain(|_, conns| {
-            conns.retain(|conn| conn.idle(now) < KEEP && conn.is_alive(true));
+            conns.retain(|conn| !conn.is_over(now) && conn.is_alive(true));
             !conns.is_empty()
         });
         lock(&self.http2).retain(|_, conns| {
-            conns.retain(|conn| conn.is_open() && !conn.is_idle(now, KEEP));
+            conns.retain(|conn| conn.is_open() && !conn.is_over(now));
             !conns.is_empty()
         });
         // Nobody waits for a turn that only this table knows.

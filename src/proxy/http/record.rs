@@ -8,9 +8,10 @@ use std::time::Duration;
 use http::StatusCode;
 use tokio::time::Instant;
 
-use crate::balance::{Lease, PortCounters, Upstream};
+use crate::balance::{Bound, Lease, Place, PortCounters, Upstream};
 use crate::obs::access::{AccessLog, Entry};
 
+use super::reply::Trouble;
 use super::visitor::Visitor;
 
 /// A request under way.
@@ -21,6 +22,9 @@ pub(super) struct Record {
     lease: Option<Lease>,
     /// The numbers of the service port that it is for, where that is not its connection's.
     counters: Option<Arc<PortCounters>>,
+    /// Its places among those that are bounded for its service port.
+    request: Option<Place>,
+    retry: Option<Place>,
     status: Option<StatusCode>,
     sent: u64,
     /// What the access log is to say, where it wants to know.
@@ -33,17 +37,39 @@ impl Record {
         visitor.busy.fetch_add(1, Relaxed);
         let wanted = visitor.shared.http.log.as_ref().is_some_and(AccessLog::wants);
         let entry = wanted.then(|| Box::new(entry()));
-        Self { visitor, started: Instant::now(), lease: None, counters: None, status: None, sent: 0, entry }
+        Self {
+            visitor,
+            started: Instant::now(),
+            lease: None,
+            counters: None,
+            request: None,
+            retry: None,
+            status: None,
+            sent: 0,
+            entry,
+        }
     }
 
-    /// The service port that it is for.
-    pub(super) fn for_service(&mut self, upstream: &Upstream) {
+    /// The service port that it is for. Fails where that has as many requests under way as it is to have.
+    pub(super) fn for_service(&mut self, upstream: &Upstream) -> Result<(), Trouble> {
         if self.visitor.by_name {
             self.counters = Some(Arc::clone(&upstream.counters));
         }
         if let Some(entry) = &mut self.entry {
             entry.service = upstream.port.id.to_string();
         }
+        if let Some(most) = upstream.port.http_pool.as_ref().and_then(|pool| pool.max_requests) {
+            self.request = Some(place(upstream, Bound::Requests, most)?);
+        }
+        Ok(())
+    }
+
+    /// Whether it may be sent again beside others that were: `most` at once.
+    pub(super) fn may_be_repeated(&mut self, upstream: &Upstream, most: u32) -> bool {
+        if self.retry.is_none() {
+            self.retry = Place::take(&upstream.counters, Bound::Retries, most);
+        }
+        self.retry.is_some()
     }
 
     fn counters(&self) -> &PortCounters {
@@ -90,6 +116,14 @@ impl Record {
     pub(super) fn took(&self) -> Duration {
         self.started.elapsed()
     }
+}
+
+/// A place of `upstream`, of which there are `most`.
+pub(super) fn place(upstream: &Upstream, bound: Bound, most: u32) -> Result<Place, Trouble> {
+    Place::take(&upstream.counters, bound, most).ok_or_else(|| {
+        upstream.counters.http().limited();
+        Trouble::Limit
+    })
 }
 
 /// What the access log is to say whatever the request is.

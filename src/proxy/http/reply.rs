@@ -13,6 +13,8 @@ pub(super) enum Trouble {
     NoBackend,
     /// This node has no descriptors or memory left.
     Overload,
+    /// The service has as many requests under way as it is to have.
+    Limit,
     /// A backend's answer broke off, or was none.
     Broken,
     /// It took too long.
@@ -27,7 +29,7 @@ impl Trouble {
     /// The status for it.
     pub(super) fn status(self) -> StatusCode {
         match self {
-            Self::NoBackend | Self::Overload => StatusCode::SERVICE_UNAVAILABLE,
+            Self::NoBackend | Self::Overload | Self::Limit => StatusCode::SERVICE_UNAVAILABLE,
             Self::Broken => StatusCode::BAD_GATEWAY,
             Self::Timeout => StatusCode::GATEWAY_TIMEOUT,
             Self::Request => StatusCode::BAD_REQUEST,
@@ -39,6 +41,7 @@ impl Trouble {
         match self {
             Self::NoBackend => "no backend of this service can be reached\n",
             Self::Overload => "this node has no room for another connection\n",
+            Self::Limit => "this service has as many requests under way as its DestinationRule allows\n",
             Self::Broken => "the backend's answer broke off\n",
             Self::Timeout => "the backend did not answer in time\n",
             Self::Request => "the request's body is malformed or broke off\n",

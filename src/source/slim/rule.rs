@@ -37,6 +37,36 @@ pub struct DestinationRule {
     pub connect_timeout: Option<Duration>,
     /// `connectionPool.tcp.maxConnections`.
     pub max_connections: Option<u32>,
+    /// `connectionPool.http`, where it says anything that is honoured.
+    pub http_pool: Option<Box<HttpPool>>,
+}
+
+/// `connectionPool.http`. As in Istio a 0 sets nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HttpPool {
+    /// Requests under way at once, over HTTP/1 as well, whatever the name says.
+    #[serde(rename = "http2MaxRequests", default, deserialize_with = "above_zero")]
+    pub max_requests: Option<u32>,
+    /// Requests that wait for a new connection at once.
+    #[serde(rename = "http1MaxPendingRequests", default, deserialize_with = "above_zero")]
+    pub max_pending: Option<u32>,
+    /// Requests that one connection to a backend carries.
+    #[serde(default, deserialize_with = "above_zero")]
+    pub max_requests_per_connection: Option<u32>,
+    /// Requests under way at once that are being sent again.
+    #[serde(default, deserialize_with = "above_zero")]
+    pub max_retries: Option<u32>,
+    /// Streams at once on one HTTP/2 connection to a backend.
+    #[serde(default, deserialize_with = "above_zero")]
+    pub max_concurrent_streams: Option<u32>,
+    /// How long a connection to a backend is kept without a request.
+    #[serde(default, deserialize_with = "ttl")]
+    pub idle_timeout: Option<Duration>,
+}
+
+fn above_zero<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    Ok(Option::<u32>::deserialize(deserializer)?.filter(|n| *n > 0))
 }
 
 /// A cookie by which clients come back to the same backend.
@@ -123,6 +153,8 @@ struct Outlier {
 struct ConnectionPool {
     #[serde(default, deserialize_with = "nullable")]
     tcp: TcpPool,
+    #[serde(default, deserialize_with = "nullable")]
+    http: HttpPool,
 }
 
 #[derive(Default, Deserialize)]
@@ -159,6 +191,9 @@ impl<'de> Deserialize<'de> for DestinationRule {
                 .map(|p| u8::try_from(p.min(100)).unwrap_or(100)),
             connect_timeout: policy.connection_pool.tcp.connect_timeout.map(|d| d.0),
             max_connections: policy.connection_pool.tcp.max_connections.filter(|n| *n > 0),
+            http_pool: Some(policy.connection_pool.http)
+                .filter(|pool| *pool != HttpPool::default())
+                .map(Box::new),
         })
     }
 }

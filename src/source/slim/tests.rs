@@ -285,7 +285,8 @@ fn destination_rules_keep_the_fields_of_the_contract() {
             "httpCookie": {"name": "c", "path": "/", "ttl": "0s"}, "httpQueryParameterName": "q"}},
         "outlierDetection": {"consecutive5xxErrors": 7, "consecutiveGatewayErrors": 3, "interval": "1s",
             "baseEjectionTime": "1.5s", "maxEjectionPercent": 250},
-        "connectionPool": {"tcp": {"connectTimeout": "250ms", "maxConnections": 1}, "http": {"x": 1}}}}});
+        "connectionPool": {"tcp": {"connectTimeout": "250ms", "maxConnections": 1},
+            "http": {"x": 1, "http2MaxRequests": 9, "maxRetries": 0, "idleTimeout": "4s", "h2UpgradePolicy": "UPGRADE"}}}}});
     let Object::DestinationRule(got) = json(Kind::DestinationRule, rule) else { panic!() };
     assert_eq!(got.simple.as_deref(), Some("RANDOM"));
     assert_eq!(got.hash_header.as_deref(), Some("X-User"));
@@ -296,6 +297,12 @@ fn destination_rules_keep_the_fields_of_the_contract() {
     assert_eq!(got.base_ejection_time, Some(std::time::Duration::from_millis(1500)));
     assert_eq!(got.connect_timeout, Some(std::time::Duration::from_millis(250)));
     assert_eq!(got.max_connections, Some(1));
+    let pool = HttpPool {
+        max_requests: Some(9),
+        idle_timeout: Some(std::time::Duration::from_secs(4)),
+        ..HttpPool::default()
+    };
+    assert_eq!(got.http_pool.as_deref(), Some(&pool), "a 0 sets nothing");
     let off = json!({"metadata": {"name": "r"}, "spec": {"trafficPolicy": {"outlierDetection": {"consecutive5xxErrors": 0}}}});
     let Object::DestinationRule(got) = json(Kind::DestinationRule, off) else { panic!() };
     assert_eq!(got.consecutive_errors, Some(0));

@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Address, AddressType, DestinationRule, Endpoint, EndpointSlice, Endpoints, Exposure, HashCookie, Node,
+    Address, AddressType, DestinationRule, Endpoint, EndpointSlice, Endpoints, Exposure, HashCookie, HttpPool, Node,
     Object, OptOut, Phase, Pod, PodPort, PortRef, Protocol, Service, SlicePort, Subset,
 };
 
@@ -314,6 +314,16 @@ fn cookie(o: &HashCookie) -> Value {
     Fields::default().with("name", &*o.name).with("path", &*o.path).with("ttl", duration(o.ttl)).into()
 }
 
+fn http_pool(o: &HttpPool) -> Fields {
+    Fields::default()
+        .with("http2MaxRequests", o.max_requests)
+        .with("http1MaxPendingRequests", o.max_pending)
+        .with("maxRequestsPerConnection", o.max_requests_per_connection)
+        .with("maxRetries", o.max_retries)
+        .with("maxConcurrentStreams", o.max_concurrent_streams)
+        .with("idleTimeout", duration(o.idle_timeout))
+}
+
 fn rule(o: &DestinationRule) -> Value {
     let hash = Fields::default()
         .with("httpHeaderName", text(o.hash_header.as_ref()))
@@ -329,10 +339,11 @@ fn rule(o: &DestinationRule) -> Value {
     let tcp = Fields::default()
         .with("connectTimeout", duration(o.connect_timeout))
         .with("maxConnections", o.max_connections);
+    let http = o.http_pool.as_deref().map_or_else(Fields::default, http_pool);
     let policy = Fields::default()
         .with("loadBalancer", balancer)
         .with("outlierDetection", outlier)
-        .with("connectionPool", Fields::default().with("tcp", tcp));
+        .with("connectionPool", Fields::default().with("tcp", tcp).with("http", http));
     Fields::default()
         .with("metadata", meta(&o.namespace, &o.name, None))
         .with("spec", Fields::default().with("trafficPolicy", policy))
@@ -411,7 +422,8 @@ mod tests {
             r#"{"metadata":{"name":"a","namespace":"n"},"spec":{"trafficPolicy":{"loadBalancer":{"simple":"ROUND_ROBIN",
             "consistentHash":{"httpHeaderName":"X-User","useSourceIp":true,"httpCookie":{"name":"c"}}},
             "outlierDetection":{"consecutive5xxErrors":0,"baseEjectionTime":"1m30.5s","maxEjectionPercent":150},
-            "connectionPool":{"tcp":{"connectTimeout":"250ms","maxConnections":9}}}}}"#,
+            "connectionPool":{"tcp":{"connectTimeout":"250ms","maxConnections":9},"http":{"http2MaxRequests":8,
+            "http1MaxPendingRequests":7,"maxRequestsPerConnection":1,"maxRetries":2,"maxConcurrentStreams":6,"idleTimeout":"1.5s"}}}}}"#,
         ),
     ];
 

@@ -54,7 +54,7 @@ async fn grpc(name: &'static str, dies: CancellationToken) -> SocketAddr {
     addr
 }
 
-async fn http2(lab: &Lab) -> SendRequest<Full<Bytes>> {
+pub(super) async fn http2(lab: &Lab) -> SendRequest<Full<Bytes>> {
     let (send, conn) =
         hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(lab.connect().await))
             .await

@@ -1,6 +1,7 @@
 //! HTTP ports, byte by byte.
 
 mod answers;
+mod bounds;
 mod frames;
 mod h2;
 mod hostile;

@@ -141,7 +141,8 @@ fn with_a_proxy_name_only_services_that_choose_it_are_served() {
 fn settings_come_from_annotation_rule_and_spec() {
     use std::time::Duration;
     let policy = json!({"loadBalancer": {"simple": "ROUND_ROBIN"}, "outlierDetection": {"consecutive5xxErrors": 3,
-        "baseEjectionTime": "10s", "maxEjectionPercent": 50}, "connectionPool": {"tcp": {"connectTimeout": "300ms", "maxConnections": 7}}});
+        "baseEjectionTime": "10s", "maxEjectionPercent": 50}, "connectionPool": {"tcp": {"connectTimeout": "300ms", "maxConnections": 7},
+            "http": {"http2MaxRequests": 9}}});
     let rule = |policy: &serde_json::Value| {
         object(Kind::DestinationRule, json!({"metadata": {"name": "web"}, "spec": {"trafficPolicy": policy}}))
     };
@@ -161,6 +162,8 @@ fn settings_come_from_annotation_rule_and_spec() {
     assert_eq!(http.connect_timeout, Some(Duration::from_millis(300)));
     assert_eq!((http.outlier.consecutive_errors, http.outlier.max_ejection_percent), (Some(3), Some(50)));
     assert_eq!(http.outlier.base_ejection_time, Some(Duration::from_secs(10)));
+    assert_eq!(http.http_pool.as_ref().and_then(|pool| pool.max_requests), Some(9));
+    assert_eq!(port(&got, "web", "tcp-0").http_pool, None, "there are no requests to bound");
 
     // How connections are made: the rule, then the annotations; what makes no sense is passed over.
     assert_eq!((http.max_connections, http.proxy_protocol), (Some(7), false));

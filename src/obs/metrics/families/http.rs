@@ -35,6 +35,12 @@ pub(super) const HTTP: &[Family] = &[
         |s, out| spoken(s).try_for_each(|(labels, http)| out.put(&labels, http.retries_total)),
     ),
     counter(
+        "service_http_limited",
+        SERVICE,
+        "HTTP requests turned away because the DestinationRule's connectionPool.http allows no more",
+        |s, out| spoken(s).try_for_each(|(labels, http)| out.put(&labels, http.limited_total)),
+    ),
+    counter(
         "service_http_other_connections",
         SERVICE,
         "Connections to an HTTP port that spoke something else and were relayed",

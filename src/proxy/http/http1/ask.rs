@@ -64,7 +64,7 @@ impl Ask {
         let wishes = Wishes::of(head, fields);
         let first = |kind| values(head, fields, kind).next();
         let host = target.authority.or_else(|| first(Kind::Host)).unwrap_or_default();
-        let route = visitor.route(host);
+        let mut route = visitor.route(host);
         let (key, cookie) = match route.as_ref().map(|route| &route.upstream.port.policy) {
             Ok(Policy::Header(name)) => {
                 let is = |field: &&Field| field.name(head).eq_ignore_ascii_case(name.as_bytes());
@@ -81,8 +81,10 @@ impl Ask {
             left.pass(rest, &mut chunks, request.body)?
         };
         let mut record = Record::new(Arc::clone(visitor), || entry(visitor, head, request, fields));
-        if let Ok(route) = &route {
-            record.for_service(&route.upstream);
+        if let Ok(found) = &route
+            && let Err(trouble) = record.for_service(&found.upstream)
+        {
+            route = Err(trouble);
         }
         let mut to = Pending { bytes: desk.buffer(), sent: 0 };
         let sender = Sender { client: visitor.forwarded_for.as_bytes(), host: &visitor.dst };

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::super::pool::Terms;
 use super::super::vital;
 
 /// A connection.
@@ -16,24 +17,37 @@ pub(in crate::proxy::http) struct Backend {
     pub(super) stream: TcpStream,
     /// When its last answer ended.
     idle_since: Instant,
+    /// How long it may be idle, and how many requests it is still to carry.
+    terms: Terms,
     /// It has carried a request before.
     pub(super) used: bool,
 }
 
 impl Backend {
     /// A new one.
-    pub(super) fn new(stream: TcpStream, now: Instant) -> Self {
-        Self { stream, idle_since: now, used: false }
+    pub(super) fn new(stream: TcpStream, now: Instant, terms: Terms) -> Self {
+        Self { stream, idle_since: now, terms, used: false }
     }
 
     /// Its answer has ended, and nothing came behind it.
     pub(super) fn rests(self, now: Instant) -> Self {
-        Self { idle_since: now, used: true, ..self }
+        let requests = self.terms.requests.saturating_sub(1);
+        Self { idle_since: now, terms: Terms { requests, ..self.terms }, used: true, ..self }
     }
 
     /// How long nobody has used it.
     pub(in crate::proxy::http) fn idle(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.idle_since)
+    }
+
+    /// Whether it has carried what it is to carry.
+    pub(in crate::proxy::http) fn is_spent(&self) -> bool {
+        self.terms.requests == 0
+    }
+
+    /// Whether it has been idle for as long as it may.
+    pub(in crate::proxy::http) fn is_over(&self, now: Instant) -> bool {
+        self.idle(now) >= self.terms.keep
     }
 
     /// Whether it can carry a request: its backend has not closed it, as far as the runtime knows. `probe` asks the kernel,

@@ -74,7 +74,7 @@ impl Conn<'_> {
                 (backend, endpoint.lease())
             } else {
                 let (stream, lease) = Box::pin(choice.dial((index, but))).await?;
-                (Backend::new(stream, Instant::now()), lease)
+                (Backend::new(stream, Instant::now(), choice.terms()), lease)
             };
             ask.record.carried_by(lease);
             let failed = match self.answer(ask, backend).await {
@@ -90,7 +90,7 @@ impl Conn<'_> {
                 Failed::Unsent => {}
                 Failed::ByClient => return Err(Trouble::Request),
                 Failed::Broken { stale: true, .. } if ask.repeatable => {}
-                Failed::Broken { heard: false, .. } if ask.repeatable && choice.may_retry() => {
+                Failed::Broken { heard: false, .. } if ask.repeatable && choice.may_retry(&mut ask.record) => {
                     choice.judge(&ask.record, true);
                     avoid.extend(choice.position(&ask.record));
                 }

@@ -38,7 +38,7 @@ pub(super) async fn answer(
             let host = || parts.headers.get(HOST).map_or(&b""[..], HeaderValue::as_bytes);
             visitor.route(parts.uri.authority().map_or_else(host, |host| host.as_str().as_bytes()))?
         };
-        record.for_service(&route.upstream);
+        record.for_service(&route.upstream)?;
         let prepared = prepare(&visitor, &route.upstream, &mut parts, &body);
         let body = if body.is_end_stream() { RequestBody::Empty } else { RequestBody::Stream(body) };
         let choice = Choice { visitor: &visitor, route: &route, caller: prepared.caller };
@@ -169,7 +169,7 @@ impl Exchange<'_> {
             request = match (failed, copy) {
                 (Failed::Unsent(request), _) => *request,
                 (Failed::ByClient, _) => return Err(Trouble::Request),
-                (Failed::Broken, Some(copy)) if choice.may_retry() => {
+                (Failed::Broken, Some(copy)) if choice.may_retry(record) => {
                     choice.judge(record, true);
                     avoid.extend(choice.position(record));
                     copy
@@ -198,7 +198,7 @@ impl Exchange<'_> {
             return Ok((conn, endpoint.lease()));
         }
         let (stream, lease) = Box::pin(choice.dial((index, avoid))).await?;
-        let conn = Http2::over(stream).await.map_err(|_| Trouble::Broken)?;
+        let conn = Http2::over(stream, choice.terms()).await.map_err(|_| Trouble::Broken)?;
         pool.add(lease.endpoint().addr, conn.clone());
         Ok((conn, lease))
     }

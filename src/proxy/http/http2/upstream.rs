@@ -1,7 +1,7 @@
 //! HTTP/2 connections to a backend, each shared by many requests.
 
 use std::pin::pin;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,11 +12,10 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
+use super::super::pool::Terms;
 use super::body::RequestBody;
 use super::line::Line;
 
-/// Streams on one connection before another one is opened. Servers allow 100 to 250.
-const MOST_STREAMS: usize = 100;
 /// Window of a stream and of a connection: what may be under way to a client that does not read.
 const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
@@ -34,6 +33,9 @@ pub(in crate::proxy::http) struct Http2 {
 #[derive(Debug)]
 struct Load {
     streams: AtomicUsize,
+    /// Requests that it has carried, those under way among them.
+    carried: AtomicU32,
+    terms: Terms,
     last: Mutex<Instant>,
 }
 
@@ -50,7 +52,7 @@ impl Drop for Stream {
 
 impl Http2 {
     /// Speaks HTTP/2 on `stream`, in a task that ends with the connection.
-    pub(super) async fn over(stream: TcpStream) -> hyper::Result<Self> {
+    pub(super) async fn over(stream: TcpStream, terms: Terms) -> hyper::Result<Self> {
         let line = Line::new(stream);
         let signal = line.signal();
         let (send, conn) = Builder::new(TokioExecutor::new())
@@ -72,7 +74,8 @@ impl Http2 {
                 }
             }
         });
-        let load = Load { streams: AtomicUsize::new(0), last: Mutex::new(Instant::now()) };
+        let (streams, carried) = (AtomicUsize::new(0), AtomicU32::new(0));
+        let load = Load { streams, carried, terms, last: Mutex::new(Instant::now()) };
         Ok(Self { send, load: Arc::new(load) })
     }
 
@@ -83,7 +86,12 @@ impl Http2 {
 
     /// Whether it can carry one more.
     pub(in crate::proxy::http) fn has_room(&self) -> bool {
-        self.streams() < MOST_STREAMS
+        self.streams() < self.load.terms.streams && !self.is_spent()
+    }
+
+    /// Whether it has carried what it is to carry.
+    fn is_spent(&self) -> bool {
+        self.load.carried.load(Relaxed) >= self.load.terms.requests
     }
 
     /// Streams under way.
@@ -91,10 +99,11 @@ impl Http2 {
         self.load.streams.load(Relaxed)
     }
 
-    /// Whether nothing has been under way for `most`.
-    pub(in crate::proxy::http) fn is_idle(&self, now: Instant, most: Duration) -> bool {
+    /// Whether nothing is under way, and it has carried what it is to carry or been idle for as long as it may.
+    pub(in crate::proxy::http) fn is_over(&self, now: Instant) -> bool {
         let last = *self.load.last.lock().unwrap_or_else(PoisonError::into_inner);
-        self.streams() == 0 && now.saturating_duration_since(last) >= most
+        self.streams() == 0
+            && (self.is_spent() || now.saturating_duration_since(last) >= self.load.terms.keep)
     }
 
     /// Sends `request` and waits for the answer's head. A request that could not be sent comes back.
@@ -103,6 +112,7 @@ impl Http2 {
         request: Request<RequestBody>,
     ) -> Result<(Response<Incoming>, Stream), (Option<Request<RequestBody>>, hyper::Error)> {
         self.load.streams.fetch_add(1, Relaxed);
+        self.load.carried.fetch_add(1, Relaxed);
         let stream = Stream(Arc::clone(&self.load));
         match self.send.try_send_request(request).await {
             Ok(answer) => Ok((answer, stream)),
