@@ -12,12 +12,17 @@ use netlink_packet_netfilter::{
     NetfilterHeader, NetfilterMessage, NetfilterMessageInner, NetfilterProtoFamily,
 };
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
+    NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkBuffer, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use rtnetlink::sys::protocols::NETLINK_NETFILTER;
 use rtnetlink::sys::{Socket, SocketAddr};
 
 use crate::model::{Frontend, Protocol};
+
+/// Message types below this are netlink's own (`NLMSG_MIN_TYPE`).
+const FIRST_TYPE: u16 = 0x10;
+/// The upper half of the message types of connection tracking (`NFNL_SUBSYS_CTNETLINK`).
+const CTNETLINK: u16 = 1;
 
 /// Where dead entries lead: an address, and a port or all.
 pub(super) type Targets = BTreeSet<(IpAddr, Option<u16>)>;
@@ -121,6 +126,15 @@ fn request(
 fn walk(bytes: &[u8], mut each: impl FnMut(Vec<ConntrackAttribute>)) -> Result<bool, Failure> {
     let mut rest = bytes;
     while !rest.is_empty() {
+        let head = NetlinkBuffer::new_checked(rest).map_err(|error| Failure::Answer(error.to_string()))?;
+        let (kind, length) = (head.message_type(), head.length() as usize);
+        // Messages are aligned to four bytes.
+        let next = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+        if kind >= FIRST_TYPE && kind >> 8 != CTNETLINK {
+            // Nobody asked, and the library's readers of other subsystems take lengths on trust.
+            rest = next;
+            continue;
+        }
         let answer = NetlinkMessage::<NetfilterMessage>::deserialize(rest)
             .map_err(|error| Failure::Answer(error.to_string()))?;
         match answer.payload {
@@ -136,9 +150,7 @@ fn walk(bytes: &[u8], mut each: impl FnMut(Vec<ConntrackAttribute>)) -> Result<b
             }
             _ => {}
         }
-        // Messages are aligned to four bytes.
-        let length = (answer.header.length as usize).next_multiple_of(4);
-        rest = rest.get(length.max(4)..).unwrap_or_default();
+        rest = next;
     }
     Ok(false)
 }
