@@ -21,7 +21,7 @@ fuzz: ## every fuzz target for FUZZ_SECONDS (60) each
 	@scripts/fuzz.sh
 
 lint: ## format, clippy, documentation, scripts, dependencies
-	@scripts/setup.sh build
+	@scripts/setup.sh lint
 	@scripts/lint.sh
 
 demo: ## the main job in network namespaces, each request and its answer printed (root or sudo)

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing from Debian's packages, and checks that the Rust toolchain is there.
 #
-#   scripts/setup.sh build|demo|test|fuzz|bench|soak|screenshots
+#   scripts/setup.sh build|lint|demo|test|fuzz|bench|soak|screenshots
 #
 # Only missing programs are installed. Packages that would start a daemon are kept from it: nginx and HAProxy are
 # wanted as programs, not as services of this machine.
@@ -30,6 +30,7 @@ as_root() {
 need cc gcc
 case $what in
 build) ;;
+lint) need shellcheck shellcheck ;;
 fuzz) need c++ g++ ;;
 demo | test | bench | soak)
     need ip iproute2
@@ -76,7 +77,7 @@ screenshots)
     [ -e /usr/share/fonts/truetype/dejavu ] || packages+=(fonts-dejavu-core)
     ;;
 *)
-    echo "setup: unknown set '$what'; one of build, demo, test, fuzz, bench, soak, screenshots" >&2
+    echo "setup: unknown set '$what'; one of build, lint, demo, test, fuzz, bench, soak, screenshots" >&2
     exit 64
     ;;
 esac

@@ -95,7 +95,7 @@ impl Scene {
     fn foreign(&self, backend: &str) -> Vec<String> {
         let text = self.sh(&format!("iptables-{backend}-save -c"));
         text.lines()
-            .filter(|line| line.contains("-A ") && !line.contains("edgesplice"))
+            .filter(|line| line.contains("-A ") && !line.to_lowercase().contains("edgesplice"))
             .map(str::to_owned)
             .collect()
     }

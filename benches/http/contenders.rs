@@ -7,7 +7,9 @@ use crate::lab::{Agent, Lab, Node, Pod, Process, objects};
 use crate::origin::{HTTP1_PORT, HTTP2_PORT};
 
 /// All of them, in the order of the table's columns.
-pub(crate) const KINDS: [&str; 3] = ["haproxy", "nginx", "edgesplice"];
+pub(crate) const KINDS: [&str; 4] = ["haproxy", "nginx", "edgesplice", OTHER];
+/// Another build of edgesplice, taken in when the variable of that name, in capitals, holds its path.
+pub(crate) const OTHER: &str = "other";
 /// The service's address.
 const CLUSTER_IP: &str = "10.96.0.10";
 /// Where a proxy that does not install rules itself listens.
@@ -42,7 +44,7 @@ impl Contender {
                 redirect(&node);
                 proxy = Some(nginx(&node, &backend));
             }
-            _ => agent = Some(edgesplice(&node, &backend)),
+            _ => agent = Some(edgesplice(kind, &node, &backend)),
         }
         Self { kind, client, pids: cpu::pids(&node), _proxy: proxy, _agent: agent }
     }
@@ -100,11 +102,15 @@ fn nginx(node: &Node, backend: &str) -> Process {
     process
 }
 
-fn edgesplice(node: &Node, backend: &str) -> Agent {
+fn edgesplice(kind: &str, node: &Node, backend: &str) -> Agent {
     let ports = [("http-1", HTTP1_PORT, HTTP1_PORT, "TCP"), ("http2-2", HTTP2_PORT, HTTP2_PORT, "TCP")];
     let objects = objects::list([
         objects::service("origin", &[CLUSTER_IP], &ports),
         objects::slice("origin", &ports.map(|(name, port, _, protocol)| (name, port, protocol)), &[backend]),
     ]);
-    Agent::on(node).manifest("origin.json", &objects).start()
+    let agent = Agent::on(node).manifest("origin.json", &objects);
+    match std::env::var(OTHER.to_uppercase()) {
+        Ok(path) if kind == OTHER => agent.program(&path).start(),
+        _ => agent.start(),
+    }
 }

@@ -21,7 +21,7 @@ mod lab;
 
 use std::time::Duration;
 
-use contenders::{Contender, KINDS};
+use contenders::{Contender, KINDS, OTHER};
 use lab::Lab;
 use load::MEASURES;
 use report::Report;
@@ -29,7 +29,10 @@ use report::Report;
 fn main() {
     let quick = std::env::var("QUICK").is_ok_and(|value| !value.is_empty() && value != "0");
     let (rounds, each) = if quick { (3, Duration::from_millis(800)) } else { (5, Duration::from_secs(3)) };
-    let wanted = std::env::var("ROWS").unwrap_or_else(|_| KINDS.join(","));
+    let wanted = std::env::var("ROWS").unwrap_or_else(|_| {
+        let usual = KINDS.iter().filter(|kind| **kind != OTHER || std::env::var_os("OTHER").is_some());
+        usual.copied().collect::<Vec<_>>().join(",")
+    });
     let wanted: Vec<&str> = wanted.split(',').collect();
     let facts = facts::collect();
     let lab = Lab::new("benchhttp");

@@ -65,7 +65,7 @@ pub fn differences(
 }
 
 /// Reads the machine's wording of own chains from a dump taken right after a restore. Only what can be the plan in
-/// other words is believed: as many rules, each with our comment. A chain that cannot be read even now stands as it was
+/// other words is believed: as many rules, with our comment where the plan has it. A chain that cannot be read even now stands as it was
 /// written; nothing is gained by writing it again.
 pub fn wording(plan: &FamilyPlan, dump: &Dump) -> Wording {
     let mut wording = Wording::new();
@@ -73,8 +73,9 @@ pub fn wording(plan: &FamilyPlan, dump: &Dump) -> Wording {
         let Some(now) = dump.table(table.name) else { continue };
         for chain in &table.chains {
             let rules: Vec<String> = now.rules_of(chain.name).map(|rule| rule.text.clone()).collect();
-            let plausible =
-                rules.len() == chain.rules.len() && rules.iter().all(|rule| rule.contains(COMMENT));
+            let mut both = rules.iter().zip(&chain.rules);
+            let plausible = rules.len() == chain.rules.len()
+                && both.all(|(read, planned)| read.contains(COMMENT) || !planned.contains(COMMENT));
             let hidden = rules == [HIDDEN];
             if (plausible || hidden) && rules != chain.rules {
                 wording.insert((table.name, chain.name), rules);

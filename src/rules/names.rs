@@ -22,7 +22,7 @@ pub const FIRST_QUEUE: u16 = 23_700;
 /// An empty chain in each nft table that did not exist before this program made it. It outlives a killed agent, so
 /// that whoever withdraws the rules knows to take the table away as well.
 pub const CREATED_CHAIN: &str = "EDGESPLICE-CREATED";
-/// Comment on every rule this program writes outside and inside its own chains.
+/// Comment on every rule in own chains but those that nearly every packet of the node meets; jumps to own chains have none.
 pub const COMMENT: &str = "edgesplice";
 /// Prefix of the names of all ip sets.
 pub const SET_PREFIX: &str = "edgesplice-";

@@ -190,12 +190,12 @@ fn mends_what_others_do_to_the_rules() {
             "for t in nat mangle filter; do iptables-TOOLS -t $t -F; done",
             "for t in nat mangle filter; do iptables-TOOLS -t $t -F; iptables-TOOLS -t $t -X; done",
             "ip6tables-TOOLS -t nat -F; ip6tables-TOOLS -t nat -X",
-            "iptables-TOOLS -t nat -D PREROUTING -m comment --comment edgesplice -j EDGESPLICE",
-            "ip6tables-TOOLS -D INPUT -m comment --comment edgesplice -j EDGESPLICE-INPUT",
+            "iptables-TOOLS -t nat -D PREROUTING -j EDGESPLICE",
+            "ip6tables-TOOLS -D INPUT -j EDGESPLICE-INPUT",
             "iptables-TOOLS -t nat -I EDGESPLICE -p tcp -j ACCEPT",
             "iptables-TOOLS -t nat -D EDGESPLICE 1",
             "iptables-TOOLS -I OUTPUT -j EDGESPLICE-INPUT",
-            "iptables-TOOLS -t nat -A PREROUTING -m comment --comment edgesplice -j EDGESPLICE",
+            "iptables-TOOLS -t nat -A PREROUTING -j EDGESPLICE",
             "ipset flush edgesplice-served-v4",
             "ipset add edgesplice-served-v6 fd00:96::b,tcp:1",
             "iptables-TOOLS -t mangle -F EDGESPLICE; ip6tables-TOOLS -t mangle -F EDGESPLICE; sleep 0.5
@@ -411,10 +411,10 @@ fn a_table_that_iptables_cannot_read_gets_no_second_jump_and_is_left_as_it_was()
             for client in lab.clients() {
                 assert!(client.tcp("10.96.0.10:80").is_ok(), "{context}");
             }
-            lab.node.sh("iptables-nft -t nat -D OUTPUT -m comment --comment edgesplice -j EDGESPLICE");
+            lab.node.sh("iptables-nft -t nat -D OUTPUT -j EDGESPLICE");
             lab.node.block_on(reconciler.check()).unwrap();
             assert_eq!(jumps(), "2", "{context}: mended");
-            lab.node.sh("iptables-nft -t nat -I PREROUTING -m comment --comment edgesplice -j EDGESPLICE");
+            lab.node.sh("iptables-nft -t nat -I PREROUTING -j EDGESPLICE");
             lab.node.block_on(reconciler.withdraw()).unwrap();
             let left = lab.node.sh("nft list ruleset; ipset list -n; ip route show table all; ip rule");
             let ours = ["EDGESPLICE", "edgesplice", "237"];

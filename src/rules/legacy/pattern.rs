@@ -59,6 +59,11 @@ impl Clauses {
         self.value("-j").or_else(|| self.value("-g"))
     }
 
+    /// Whether it hands on every packet, and that is all it says.
+    pub(super) fn is_bare_jump(&self) -> bool {
+        self.0.len() == 1 && self.target().is_some()
+    }
+
     /// The address and, if there is one, the port of a DNAT.
     pub(super) fn dnat(&self) -> Option<(IpAddr, Option<u16>)> {
         let text = self.value("--to-destination")?;

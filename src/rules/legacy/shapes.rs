@@ -267,7 +267,7 @@ pub const FOOTPRINTS: &[Footprint] = &[
             ChainShape { table: "filter", name: names::FORWARD_CHAIN, rules: None },
             ChainShape { table: "filter", name: names::OUTPUT_CHAIN, rules: None },
         ],
-        // Any rule with our comment.
+        // Bare ones, and any with our comment.
         jumps: &[],
     },
 ];

@@ -54,7 +54,8 @@ impl Row {
     fn jumped(&self, table: &str, rule: &Clauses) -> bool {
         self.jumps.iter().any(|(t, shape)| *t == table && shape.matches(rule))
             || self.footprint.place == Place::Own
-                && rule.value("--comment").is_some_and(|text| text.starts_with(names::COMMENT))
+                && (rule.is_bare_jump()
+                    || rule.value("--comment").is_some_and(|text| text.starts_with(names::COMMENT)))
     }
 }
 
