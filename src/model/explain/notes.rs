@@ -53,7 +53,9 @@ pub(super) fn of(
         for (what, most) in bounds {
             notes.extend(most.map(|most| format!("at most {most} {what}")));
         }
-        notes.extend(pool.idle_timeout.map(|time| format!("connections to backends are kept idle for {time:?}")));
+        notes.extend(
+            pool.idle_timeout.map(|time| format!("connections to backends are kept idle for {time:?}")),
+        );
     }
     if let Some(timeout) = port.connect_timeout {
         notes.push(format!("a backend has {timeout:?} to accept"));

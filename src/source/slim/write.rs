@@ -9,8 +9,8 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{
-    Address, AddressType, DestinationRule, Endpoint, EndpointSlice, Endpoints, Exposure, HashCookie, HttpPool, Node,
-    Object, OptOut, Phase, Pod, PodPort, PortRef, Protocol, Service, SlicePort, Subset,
+    Address, AddressType, DestinationRule, Endpoint, EndpointSlice, Endpoints, Exposure, HashCookie,
+    HttpPool, Node, Object, OptOut, Phase, Pod, PodPort, PortRef, Protocol, Service, SlicePort, Subset,
 };
 
 /// Writes `object` so that [`super::decode`] with its kind gives the same object back.

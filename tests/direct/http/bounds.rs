@@ -180,7 +180,8 @@ async fn http2_connections_are_bounded_too() {
                 })
             })
             .collect();
-        crate::harness::eventually("the connections are there", || accepted.load(Relaxed) == connections).await;
+        crate::harness::eventually("the connections are there", || accepted.load(Relaxed) == connections)
+            .await;
         go.add_permits(3);
         for answer in asked {
             assert_eq!(answer.await.unwrap(), 200);

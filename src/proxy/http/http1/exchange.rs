@@ -90,7 +90,9 @@ impl Conn<'_> {
                 Failed::Unsent => {}
                 Failed::ByClient => return Err(Trouble::Request),
                 Failed::Broken { stale: true, .. } if ask.repeatable => {}
-                Failed::Broken { heard: false, .. } if ask.repeatable && choice.may_retry(&mut ask.record) => {
+                Failed::Broken { heard: false, .. }
+                    if ask.repeatable && choice.may_retry(&mut ask.record) =>
+                {
                     choice.judge(&ask.record, true);
                     avoid.extend(choice.position(&ask.record));
                 }
