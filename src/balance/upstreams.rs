@@ -180,7 +180,12 @@ impl Upstreams {
 
     /// The present moment. Follows tokio's clock, so that tests can stop it.
     pub fn now(&self) -> Tick {
-        let since = now().saturating_duration_since(self.epoch);
+        self.tick(now())
+    }
+
+    /// The moment that tokio's clock shows as `at`.
+    pub fn tick(&self, at: Instant) -> Tick {
+        let since = at.saturating_duration_since(self.epoch);
         Tick(u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
     }
 

@@ -4,6 +4,7 @@ use std::future::pending;
 use std::sync::Arc;
 
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 use crate::balance::{Bound, Caller, Endpoint, Lease};
 
@@ -28,9 +29,9 @@ impl Choice<'_> {
         self.route.upstream.pool_via(self.route.via, self.route.ip)
     }
 
-    /// The backend that is next, which is none of `avoid` where there is another.
-    pub(super) fn pick<'a>(&self, avoid: &'a [usize]) -> Result<(usize, &'a [usize]), Trouble> {
-        let (pool, now) = (self.pool(), self.visitor.upstreams.now());
+    /// The backend that is next at the moment `now`, which is none of `avoid` where there is another.
+    pub(super) fn pick<'a>(&self, avoid: &'a [usize], now: Instant) -> Result<(usize, &'a [usize]), Trouble> {
+        let (pool, now) = (self.pool(), self.visitor.upstreams.tick(now.into_std()));
         let pick = |avoid: &'a [usize]| {
             self.route.upstream.pick(pool, self.caller, avoid, now).map(|index| (index, avoid))
         };

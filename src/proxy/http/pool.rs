@@ -76,9 +76,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Pool {
-    /// A connection to `backend` that can carry a request. `careful`: one that cannot be sent twice.
-    pub(super) fn take(&self, backend: SocketAddr, careful: bool) -> Option<Backend> {
-        let now = Instant::now();
+    /// A connection to `backend` that can carry a request at the moment `now`. `careful`: one that cannot be sent twice.
+    pub(super) fn take(&self, backend: SocketAddr, careful: bool, now: Instant) -> Option<Backend> {
         loop {
             // The last one given back is the warmest.
             let conn = lock(&self.http1).get_mut(&backend)?.pop()?;

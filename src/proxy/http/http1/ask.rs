@@ -50,15 +50,16 @@ pub(super) struct Ask {
 }
 
 impl Ask {
-    /// Makes `head` one for the backend, with what has come of the body behind it. Gives how many bytes of `rest` that
-    /// takes.
-    pub(super) fn new(
+    /// Makes `head` one for the backend, with what has come of the body behind it, and puts it into `place`. Gives how
+    /// many bytes of `rest` that takes.
+    pub(super) fn begin(
+        place: &mut Option<Self>,
         desk: &mut Desk,
         visitor: &Arc<Visitor>,
         head: &[u8],
         (request, fields): (&Request, &[Field]),
         rest: &[u8],
-    ) -> Result<(Self, usize), Fault> {
+    ) -> Result<usize, Fault> {
         let method = &head[request.method.clone()];
         let target = compose::target(method, &head[request.target.clone()])?;
         let wishes = Wishes::of(head, fields);
@@ -97,7 +98,7 @@ impl Ask {
             && taken == 0
             && first(Kind::Expect).is_some_and(|value| value.eq_ignore_ascii_case(b"100-continue"));
         let connect = method == b"CONNECT";
-        let ask = Self {
+        *place = Some(Self {
             route,
             caller: Caller { ip: visitor.peer.ip(), key },
             cookie,
@@ -116,8 +117,8 @@ impl Ask {
             grpc: first(Kind::ContentType).is_some_and(|kind| kind.starts_with(b"application/grpc")),
             left,
             body: request.body,
-        };
-        Ok((ask, taken))
+        });
+        Ok(taken)
     }
 
     /// What its client is told about the connection, which is kept or not.

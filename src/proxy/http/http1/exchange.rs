@@ -28,7 +28,7 @@ pub(super) enum Failed {
 
 impl Conn<'_> {
     /// Answers a request.
-    pub(super) async fn exchange(&mut self, mut ask: Ask) -> Next {
+    pub(super) async fn exchange(&mut self, ask: &mut Ask) -> Next {
         // While it waited for a request the timer stood where patience ends.
         let due = ask.record.started() + TICK;
         if self.clock.deadline() > due {
@@ -36,22 +36,17 @@ impl Conn<'_> {
         }
         let limit = self.visitor.shared.http.request_timeout;
         let outcome = match limit {
-            Duration::ZERO => self.run(&mut ask).await,
+            Duration::ZERO => self.run(ask).await,
             // Boxed, so that those without a limit do not carry the room for it.
             limit => {
-                let work = Box::pin(timeout(limit, self.run(&mut ask)));
+                let work = Box::pin(timeout(limit, self.run(ask)));
                 work.await.unwrap_or(Err(Trouble::Timeout))
             }
         };
-        let buffer = std::mem::take(&mut ask.to.bytes);
         let next = match outcome {
-            Ok((passing, backend)) => {
-                // A body goes on where its first bytes went.
-                ask.to.bytes = buffer;
-                self.pass_back(ask, passing, backend).await
-            }
+            Ok((passing, backend)) => self.pass_back(ask, passing, backend).await,
             Err(trouble) => {
-                desk::put(buffer);
+                desk::put(std::mem::take(&mut ask.to.bytes));
                 self.tell(ask, trouble).await
             }
         };
@@ -66,10 +61,15 @@ impl Conn<'_> {
         let choice = Choice { visitor, route: &route, caller: ask.caller };
         let mut avoid = Vec::new();
         let mut fresh = false;
-        for _ in 0..MOST_TRIES {
-            let (index, but) = choice.pick(&avoid)?;
+        // Most requests are sent once, at the moment they came.
+        let mut now = ask.record.started();
+        for attempt in 0..MOST_TRIES {
+            if attempt > 0 {
+                now = Instant::now();
+            }
+            let (index, but) = choice.pick(&avoid, now)?;
             let endpoint = choice.endpoint(index);
-            let waiting = if fresh { None } else { visitor.pool().take(endpoint.addr, !ask.repeatable) };
+            let waiting = if fresh { None } else { visitor.pool().take(endpoint.addr, !ask.repeatable, now) };
             let (backend, lease) = if let Some(backend) = waiting {
                 (backend, endpoint.lease())
             } else {
@@ -150,7 +150,7 @@ impl Conn<'_> {
     }
 
     /// Tells the client what is wrong.
-    async fn tell(&mut self, mut ask: Ask, trouble: Trouble) -> Next {
+    async fn tell(&mut self, ask: &mut Ask, trouble: Trouble) -> Next {
         ask.record.answered(trouble.status());
         // The rest of a body that nobody takes is no request.
         let keeps = ask.keeps && ask.left.is_over() && !self.is_stopping() && trouble != Trouble::Request;
@@ -158,7 +158,10 @@ impl Conn<'_> {
         self.count_out(text.len());
         self.back.add(text.as_bytes());
         match poll_fn(|cx| self.back.poll(&mut self.client, cx)).await {
-            Ok(()) if keeps => Next::Again,
+            Ok(()) if keeps => {
+                self.rests_since = Instant::now();
+                Next::Again
+            }
             Ok(()) => Next::Close { lingers: !ask.left.is_over() },
             Err(_) => Next::Close { lingers: false },
         }

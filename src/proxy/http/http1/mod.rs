@@ -45,8 +45,8 @@ const LINGER: Duration = Duration::from_secs(2);
 enum Next {
     /// Wait for its next request.
     Again,
-    /// It was handed over to a backend.
-    HandOver(Upgrade),
+    /// It was handed over to a backend, of which these bytes came behind its answer.
+    HandOver(TcpStream, Vec<u8>),
     /// All is said. The client may still be sending (`lingers`).
     Close { lingers: bool },
     /// An answer broke off, which only a reset can tell.
@@ -54,12 +54,9 @@ enum Next {
 }
 
 /// What came of waiting for a request.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "it is taken apart at once; a box would cost each request an allocation"
-)]
 enum Came {
-    Request(Ask),
+    /// One, which stands in its place now.
+    Request,
     /// One that is not served, and why.
     Refused(StatusCode),
     /// Nothing, and nothing will.
@@ -79,6 +76,8 @@ struct Conn<'a> {
     back: Pending,
     /// One timer for everything; see [`TICK`]. While it waits for a request it stands where patience ends.
     clock: Pin<&'a mut Sleep>,
+    /// Since when it has waited for its next request.
+    rests_since: Instant,
     visitor: &'a Arc<Visitor>,
 }
 
@@ -97,8 +96,11 @@ pub(super) async fn serve(
         reader: None,
         back: Pending::default(),
         clock,
+        rests_since: Instant::now(),
         visitor,
     };
+    // The request under way. It is large, and made, answered and dropped where it stands.
+    let mut asked = None;
     // Registered once, to be woken by it; what it says is read from the flag, which costs no lock.
     let mut stop = pin!(visitor.shared.stop.notified());
     stop.as_mut().enable();
@@ -108,14 +110,20 @@ pub(super) async fn serve(
     })
     .await;
     loop {
-        let next = match conn.request().await {
-            Came::Request(ask) => conn.exchange(ask).await,
-            Came::Refused(status) => conn.refuse(status).await,
-            Came::Nothing => Next::Close { lingers: false },
+        let next = match (conn.request(&mut asked).await, &mut asked) {
+            (Came::Request, Some(ask)) => conn.exchange(ask).await,
+            (Came::Refused(status), _) => conn.refuse(status).await,
+            (Came::Request | Came::Nothing, _) => Next::Close { lingers: false },
         };
+        if !matches!(next, Next::HandOver(..)) {
+            asked = None;
+        }
         match next {
             Next::Again => {}
-            Next::HandOver(upgrade) => return Some((conn.client, conn.ahead, upgrade)),
+            Next::HandOver(backend, ahead) => {
+                let upgrade = Upgrade { backend, ahead, record: asked?.record };
+                return Some((conn.client, conn.ahead, upgrade));
+            }
             Next::Close { lingers } => {
                 if lingers || !conn.ahead.is_empty() {
                     Box::pin(linger(conn.client)).await;
@@ -136,12 +144,12 @@ impl Conn<'_> {
     }
 
     /// Waits for the next request.
-    async fn request(&mut self) -> Came {
-        let begin = Instant::now();
+    async fn request(&mut self, asked: &mut Option<Ask>) -> Came {
+        let begin = self.rests_since;
         let mut head_since = None;
         poll_fn(|cx| {
             loop {
-                if let Poll::Ready(came) = self.poll_head(cx) {
+                if let Poll::Ready(came) = self.poll_head(cx, asked) {
                     return Poll::Ready(came);
                 }
                 let (patience, since, refusal) = if self.ahead.is_empty() {
@@ -170,11 +178,11 @@ impl Conn<'_> {
     }
 
     /// Reads what has come of the next head.
-    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<Came> {
+    fn poll_head(&mut self, cx: &mut Context<'_>, asked: &mut Option<Ask>) -> Poll<Came> {
         desk::with(|desk| {
             if std::mem::take(&mut self.fresh) {
                 let bytes = std::mem::take(&mut self.ahead);
-                if let Some(came) = self.look(desk, &bytes) {
+                if let Some(came) = self.look(desk, &bytes, asked) {
                     return Poll::Ready(came);
                 }
                 self.ahead = bytes;
@@ -190,7 +198,7 @@ impl Conn<'_> {
                     Poll::Ready(Ok(())) if n == 0 => Some(Poll::Ready(Came::Nothing)),
                     Poll::Ready(Ok(())) => {
                         self.visitor.counters.bytes_in.fetch_add(n as u64, Relaxed);
-                        self.take(desk, &read[..n]).map(Poll::Ready)
+                        self.take(desk, &read[..n], asked).map(Poll::Ready)
                     }
                 };
                 desk.read = read;
@@ -202,9 +210,9 @@ impl Conn<'_> {
     }
 
     /// Takes bytes that have just come.
-    fn take(&mut self, desk: &mut Desk, bytes: &[u8]) -> Option<Came> {
+    fn take(&mut self, desk: &mut Desk, bytes: &[u8], asked: &mut Option<Ask>) -> Option<Came> {
         if self.ahead.is_empty() {
-            let came = self.look(desk, bytes);
+            let came = self.look(desk, bytes, asked);
             if came.is_none() {
                 self.ahead.extend_from_slice(bytes);
             }
@@ -212,7 +220,7 @@ impl Conn<'_> {
         }
         let mut all = std::mem::take(&mut self.ahead);
         all.extend_from_slice(bytes);
-        let came = self.look(desk, &all);
+        let came = self.look(desk, &all, asked);
         if came.is_none() {
             self.ahead = all;
         }
@@ -220,7 +228,7 @@ impl Conn<'_> {
     }
 
     /// Looks whether `bytes` begin with a whole head. What stands behind it and its body is kept.
-    fn look(&mut self, desk: &mut Desk, bytes: &[u8]) -> Option<Came> {
+    fn look(&mut self, desk: &mut Desk, bytes: &[u8], asked: &mut Option<Ask>) -> Option<Came> {
         let mut reader = self.reader.take().unwrap_or_else(|| desk.reader());
         let made = match reader.request(bytes) {
             Ok(None) => {
@@ -229,17 +237,17 @@ impl Conn<'_> {
             }
             Ok(Some((request, length))) => {
                 let (head, rest) = bytes.split_at(length);
-                Ask::new(desk, self.visitor, head, (&request, &reader.fields), rest)
-                    .map(|(ask, taken)| (ask, &rest[taken..]))
+                Ask::begin(asked, desk, self.visitor, head, (&request, &reader.fields), rest)
+                    .map(|taken| &rest[taken..])
             }
             Err(fault) => Err(fault),
         };
         desk.put_reader(reader);
         Some(match made {
-            Ok((ask, rest)) => {
+            Ok(rest) => {
                 self.ahead.extend_from_slice(rest);
                 self.fresh = !rest.is_empty();
-                Came::Request(ask)
+                Came::Request
             }
             Err(fault) => {
                 // Whatever else comes is not looked at.

@@ -11,7 +11,6 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 use super::super::strict::{Answer, Body, Fault, HeadReader, Passed};
-use super::super::visitor::Upgrade;
 use super::super::vital;
 use super::ask::Ask;
 use super::compose::{self, Fate, Manner, Wishes};
@@ -269,7 +268,7 @@ impl Conn<'_> {
     /// Passes the rest of an answer on, and of the request.
     pub(super) async fn pass_back(
         &mut self,
-        mut ask: Ask,
+        ask: &mut Ask,
         mut passing: Passing,
         mut backend: Backend,
     ) -> Next {
@@ -283,14 +282,14 @@ impl Conn<'_> {
         } else {
             poll_fn(|cx| {
                 loop {
-                    if !broken && !is_sent(&ask) {
-                        match self.poll_up(cx, &mut ask, &mut backend) {
+                    if !broken && !is_sent(ask) {
+                        match self.poll_up(cx, ask, &mut backend) {
                             Poll::Ready(Up::ByClient) => return Poll::Ready(Down::Broken),
                             Poll::Ready(Up::Broken) => broken = true,
                             Poll::Ready(Up::Done) | Poll::Pending => {}
                         }
                     }
-                    if let Poll::Ready(end) = self.poll_down(cx, &mut ask, &mut passing, &mut backend) {
+                    if let Poll::Ready(end) = self.poll_down(cx, ask, &mut passing, &mut backend) {
                         return Poll::Ready(end);
                     }
                     ready!(self.poll_tick(cx));
@@ -301,17 +300,18 @@ impl Conn<'_> {
             })
             .await
         };
-        let sent = is_sent(&ask);
+        let sent = is_sent(ask);
         desk::put(std::mem::take(&mut ask.to.bytes));
         match end {
             Down::Broken => Next::Reset,
             Down::Gone => Next::Close { lingers: false },
             Down::Done => {
                 if let Some(ahead) = passing.tunnel {
-                    return Next::HandOver(Upgrade { backend: backend.stream, ahead, record: ask.record });
+                    return Next::HandOver(backend.stream, ahead);
                 }
+                self.rests_since = Instant::now();
                 if passing.reusable && sent {
-                    self.visitor.pool().put(ask.record.backend(), backend.rests(Instant::now()));
+                    self.visitor.pool().put(ask.record.backend(), backend.rests(self.rests_since));
                 }
                 if passing.keeps && sent { Next::Again } else { Next::Close { lingers: !sent } }
             }

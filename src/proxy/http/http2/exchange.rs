@@ -9,7 +9,7 @@ use http::request::Parts;
 use http::{Request, Response, Uri};
 use http_body::Body as _;
 use hyper::body::Incoming;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::balance::{Caller, Lease, Upstream, key_of};
 use crate::model::Policy;
@@ -186,7 +186,7 @@ impl Exchange<'_> {
     /// A connection on which the request can be sent: one that is shared, or a new one.
     async fn connect(&self, avoid: &[usize], fresh: bool) -> Result<(Http2, Lease), Trouble> {
         let Self { choice, .. } = self;
-        let (index, avoid) = choice.pick(avoid)?;
+        let (index, avoid) = choice.pick(avoid, Instant::now())?;
         let endpoint = choice.endpoint(index);
         let pool = choice.visitor.pool();
         let share = || pool.share(endpoint.addr).filter(|_| !fresh);
