@@ -72,6 +72,27 @@ fn a_backend_that_is_silent_costs_no_connection() {
 }
 
 #[test]
+fn a_lost_first_packet_to_the_only_backend_costs_no_connection() {
+    let lab = Lab::new("lost");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let _server = Server::greeting(&b, 7000, "ok");
+    let agent = Agent::on(&a).manifest("trio.json", &manifest(&["192.168.77.2"])).start();
+    b.must(&["iptables-nft", "-A", "INPUT", "-p", "tcp", "--dport", "7000", "--syn", "-j", "DROP"]);
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| (ask(&a), Instant::now()));
+        // The first packet is gone by then, and the kernel sends it again a second after it.
+        std::thread::sleep(Duration::from_millis(500));
+        b.must(&["iptables-nft", "-F", "INPUT"]);
+        let open = Instant::now();
+        let (said, at) = asked.join().expect("the client");
+        assert_eq!(said.as_deref(), Ok("ok"), "{}", agent.log());
+        println!("served {:?} after the way was open", at - open);
+    });
+    let backend = &agent.service("trio")["backends"][0];
+    assert_eq!(backend["failuresTotal"], 1, "it counts that the backend was late: {backend}");
+}
+
+#[test]
 fn one_dead_service_does_not_hold_up_another() {
     let lab = Lab::new("apart");
     let (a, b, c) = (lab.node("a"), lab.node("b"), lab.node("c"));

@@ -119,12 +119,19 @@ pub struct Request<'a> {
     pub guard: &'a (dyn Fn(SocketAddr) -> bool + Send + Sync),
 }
 
+/// So many times its timeout a dial may take once nobody else is left to be dialled, where the service port sets no timeout
+/// of its own. A first packet that was lost is sent again by the kernel after 1 s, and after 2 s or 3 s: a single backend
+/// behind a bad link must not cost a client its connection for that.
+const PATIENCE: u32 = 3;
+
 /// One dial under way.
 struct Attempt<F> {
     dial: Pin<Box<F>>,
     lease: Lease,
     started: Instant,
     deadline: Instant,
+    /// It has taken longer than its timeout, which was counted against its backend.
+    late: bool,
 }
 
 enum Event<S> {
@@ -143,6 +150,7 @@ pub async fn dial<D: Dialer>(
     let Request { upstreams, upstream, limits, .. } = request;
     let tallies = upstreams.tallies();
     let timeout = upstream.port.connect_timeout.unwrap_or(limits.connect_timeout);
+    let patient = upstream.port.connect_timeout.is_none();
     let begun = Instant::now();
     let end = begun + limits.budget;
     let mut next_start = begun;
@@ -164,7 +172,13 @@ pub async fn dial<D: Dialer>(
                     }
                     next_start = now + limits.stagger;
                     let dial = Box::pin(dialer.dial(lease.endpoint().addr));
-                    attempts.push(Attempt { dial, lease, started: now, deadline: end.min(now + timeout) });
+                    attempts.push(Attempt {
+                        dial,
+                        lease,
+                        started: now,
+                        deadline: end.min(now + timeout),
+                        late: false,
+                    });
                 }
                 None => exhausted = true,
             }
@@ -193,7 +207,7 @@ pub async fn dial<D: Dialer>(
                 winner.lease.endpoint().succeeded(upstreams.now(), took);
                 tallies.connected(took);
                 // Whoever had more than the stagger and still lost to a later start does not answer.
-                for loser in attempts.iter().filter(|a| a.started < winner.started) {
+                for loser in attempts.iter().filter(|a| !a.late && a.started < winner.started) {
                     upstreams.note_failure(loser.lease.endpoint(), &upstream.ejection);
                     tallies.ended(DialEnd::Outrun);
                 }
@@ -201,11 +215,13 @@ pub async fn dial<D: Dialer>(
             }
             Event::Done(i, Err(e)) => {
                 let loser = attempts.swap_remove(i);
-                tallies.ended(end_of(&e));
+                if !loser.late {
+                    tallies.ended(end_of(&e));
+                }
                 if sock::is_shortage(&e) {
                     return Err(DialError::Local(e));
                 }
-                if !sock::is_local_fault(&e) {
+                if !loser.late && !sock::is_local_fault(&e) {
                     upstreams.note_failure(loser.lease.endpoint(), &upstream.ejection);
                 }
                 if sock::is_out_of_ports(&e) {
@@ -219,16 +235,20 @@ pub async fn dial<D: Dialer>(
             }
             Event::Timer => {
                 let now = Instant::now();
-                attempts.retain(|a| {
-                    let over = now >= a.deadline;
-                    if over {
-                        upstreams.note_failure(a.lease.endpoint(), &upstream.ejection);
-                        tallies.ended(DialEnd::Timeout);
-                        let timed_out = io::ErrorKind::TimedOut.into();
-                        last =
-                            DialError::Exhausted { tried: tried.len(), last: timed_out, all_refused: false };
+                attempts.retain_mut(|a| {
+                    if now < a.deadline {
+                        return true;
                     }
-                    !over
+                    if a.late {
+                        return false;
+                    }
+                    a.late = true;
+                    upstreams.note_failure(a.lease.endpoint(), &upstream.ejection);
+                    tallies.ended(DialEnd::Timeout);
+                    let timed_out = io::ErrorKind::TimedOut.into();
+                    last = DialError::Exhausted { tried: tried.len(), last: timed_out, all_refused: false };
+                    a.deadline = if patient { end.min(a.started + timeout * PATIENCE) } else { now };
+                    exhausted && now < a.deadline
                 });
             }
             Event::ClientGone => return Err(DialError::ClientGone),

@@ -187,7 +187,7 @@ async fn each_is_tried_once_and_the_end_comes_in_time() {
         "{end}"
     );
     assert_eq!(world.dials(), [(0, 0), (1, 250), (2, 500)]);
-    assert_eq!(world.elapsed(), MS(1_500));
+    assert_eq!(world.elapsed(), MS(3_500), "the last one had three times its second");
     assert_eq!(world.failures(), [1, 1, 1]);
 
     let world = World::new(&[Hangs; 100]);
@@ -199,6 +199,29 @@ async fn each_is_tried_once_and_the_end_comes_in_time() {
     assert!(matches!(world.dial().await, Err(DialError::Exhausted { tried: 4, .. })));
     assert!(world.elapsed() < MS(20));
     assert!(matches!(World::new(&[]).dial().await, Err(DialError::NoBackend)));
+}
+
+/// The kernel sends a lost first packet again after a second.
+#[tokio::test(start_paused = true)]
+async fn a_dial_that_is_late_goes_on_where_nobody_else_is_left() {
+    let late = Connects(MS(1_002));
+    let world = World::new(&[late]);
+    assert_eq!(world.dial().await.unwrap(), 0);
+    assert_eq!(world.dials(), [(0, 0)]);
+    assert_eq!(world.failures(), [1], "being late counts");
+
+    let world = World::new(&[late, Refuses(MS(1))]);
+    assert_eq!(world.dial().await.unwrap(), 0);
+    assert_eq!(world.failures(), [1, 1]);
+
+    let world = World::new(&[Hangs, late]);
+    assert_eq!(world.dial().await.unwrap(), 1);
+    assert_eq!(world.failures(), [1, 1], "the first counts once, though it was outrun as well");
+
+    // Whoever sets a timeout means it.
+    let world = World::with(&[late], |port| port.connect_timeout = Some(MS(1_000)));
+    assert!(world.dial().await.is_err());
+    assert_eq!(world.elapsed(), MS(1_000));
 }
 
 #[tokio::test(start_paused = true)]
