@@ -150,7 +150,6 @@ pub async fn dial<D: Dialer>(
     let Request { upstreams, upstream, limits, .. } = request;
     let tallies = upstreams.tallies();
     let timeout = upstream.port.connect_timeout.unwrap_or(limits.connect_timeout);
-    let patient = upstream.port.connect_timeout.is_none();
     let begun = Instant::now();
     let end = begun + limits.budget;
     let mut next_start = begun;
@@ -235,25 +234,25 @@ pub async fn dial<D: Dialer>(
             }
             Event::Timer => {
                 let now = Instant::now();
+                let patience = upstream.port.connect_timeout.is_none().then_some(timeout * PATIENCE);
                 attempts.retain_mut(|a| {
-                    if now < a.deadline {
-                        return true;
+                    if now < a.deadline || std::mem::replace(&mut a.late, true) {
+                        return now < a.deadline;
                     }
-                    if a.late {
-                        return false;
-                    }
-                    a.late = true;
                     upstreams.note_failure(a.lease.endpoint(), &upstream.ejection);
                     tallies.ended(DialEnd::Timeout);
-                    let timed_out = io::ErrorKind::TimedOut.into();
-                    last = DialError::Exhausted { tried: tried.len(), last: timed_out, all_refused: false };
-                    a.deadline = if patient { end.min(a.started + timeout * PATIENCE) } else { now };
+                    last = timed_out(tried.len());
+                    a.deadline = patience.map_or(now, |time| end.min(a.started + time));
                     exhausted && now < a.deadline
                 });
             }
             Event::ClientGone => return Err(DialError::ClientGone),
         }
     }
+}
+
+fn timed_out(tried: usize) -> DialError {
+    DialError::Exhausted { tried, last: io::ErrorKind::TimedOut.into(), all_refused: false }
 }
 
 /// What a failed dial counts as.
