@@ -158,13 +158,13 @@ pub fn jump(chain: &str) -> String {
 }
 
 /// Packets of TCP that begin no connection: nearly all. What iptables-nft reads of a packet itself costs a fraction of
-/// what asking `conntrack` does.
-const UNDER_WAY: &str = "-p tcp -m tcp ! --tcp-flags FIN,SYN,RST,ACK SYN";
+/// what asking `conntrack` does. Stands behind `-p tcp -m tcp`.
+const UNDER_WAY: &str = "! --tcp-flags FIN,SYN,RST,ACK SYN";
 
 /// Lets the packets of established TCP connections leave a chain that has to do with new ones. Without a comment, as
 /// [`jump`].
 fn established_tcp() -> String {
-    format!("{UNDER_WAY} -j RETURN")
+    format!("-p tcp -m tcp {UNDER_WAY} -j RETURN")
 }
 
 /// Makes the plan. The number of rules depends on the ranges alone, on whether any load balancer has source ranges,
@@ -285,7 +285,7 @@ impl Input<'_> {
         }
         let to_us = format!("-p tcp -m tcp --dport {port}");
         // Nearly every packet of TCP leaves at one of these two. A connection begins below, or not at all.
-        input.push(format!("{to_us} ! --tcp-flags FIN,SYN,RST,ACK SYN -j ACCEPT"));
+        input.push(format!("{to_us} {UNDER_WAY} -j ACCEPT"));
         // Handshakes that were half done when the ranges were led here, where the host's firewall would not let them in.
         input.extend(self.wanted.former_port.filter(|former| *former != port).map(|former| {
             format!(
