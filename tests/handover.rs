@@ -7,7 +7,7 @@ mod lab;
 use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::UdpSocket;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
@@ -466,10 +466,7 @@ fn a_reload_takes_the_program_that_is_on_disk_by_then() {
     let (keeper, first) = (agent.pid(), agent.worker());
     let load = Load::default();
     load.during(&scene, || {
-        // As a package manager does: the old file is gone, another has its name.
-        let newer = scene.lab.dir().join("edgesplice-newer");
-        std::fs::copy(lab::PROGRAM, &newer).expect("a copy of the program");
-        std::fs::rename(&newer, &program).expect("a new program under the old name");
+        replace(&scene.lab, &program);
         agent.signal(Signal::SIGHUP);
         is_said(&agent, "the node is this agent's");
         std::thread::sleep(Duration::from_millis(500));
@@ -477,17 +474,41 @@ fn a_reload_takes_the_program_that_is_on_disk_by_then() {
     load.conclude("reload");
     println!("reload: {}", timings(&agent));
     eventually("the first worker's end", SOON, || (agent.worker() != first).then_some(()));
-    let exe = std::fs::read_link(format!("/proc/{}/exe", agent.worker())).expect("a worker");
-    assert_eq!(exe, program, "not the one that has been removed");
+    // Both are what is on disk now, and not the one that has been removed.
+    assert_eq!(running(agent.worker()), program);
+    eventually("the keeper is the new program", SOON, || (running(keeper) == program).then_some(()));
     assert_eq!((agent.pid(), port(&agent)), (keeper, 15001));
-    // It has a keeper like the first one.
+    // It keeps what the first one did.
     let second = agent.worker();
     let mut agent = agent;
     kill(Pid::from_raw(i32::try_from(second).expect("process ids fit")), Signal::SIGKILL)
         .expect("a live worker");
     eventually("another worker", SOON, || (agent.worker() != second).then_some(()));
     agent.wait_ready();
-    works_and_leaves_nothing(&scene, agent, &before, "after a reload");
+    assert!(agent.log().contains("last process was killed by signal 9"), "{}", agent.log());
+    // And can itself be replaced, while a client is there all the time.
+    let (third, load) = (agent.worker(), Load::default());
+    load.during(&scene, || {
+        replace(&scene.lab, &program);
+        agent.signal(Signal::SIGHUP);
+        eventually("the keeper is the next program", SOON, || (running(keeper) == program).then_some(()));
+    });
+    load.conclude("another reload");
+    eventually("the third worker's end", SOON, || (agent.worker() != third).then_some(()));
+    assert_eq!(port(&agent), 15001);
+    works_and_leaves_nothing(&scene, agent, &before, "after two reloads");
+}
+
+/// As a package manager does: the old file is gone, another has its name.
+fn replace(lab: &Lab, program: &Path) {
+    let newer = lab.dir().join("edgesplice-newer");
+    std::fs::copy(lab::PROGRAM, &newer).expect("a copy of the program");
+    std::fs::rename(&newer, program).expect("a new program under the old name");
+}
+
+/// The file that a process runs, with ` (deleted)` behind it where that is gone.
+fn running(pid: u32) -> PathBuf {
+    std::fs::read_link(format!("/proc/{pid}/exe")).expect("a process")
 }
 
 /// A program that cannot start costs nothing either.

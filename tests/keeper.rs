@@ -3,6 +3,7 @@
 mod lab;
 
 use std::fs;
+use std::io::{Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -136,6 +137,56 @@ fn costs_nothing_nft() {
 #[test]
 fn out_of_the_way_nft() {
     a_worker_that_keeps_dying_is_taken_out_of_the_way("nft");
+}
+
+/// A client must not take the end of a process for the end of an answer, nor a backend for the end of a request.
+#[test]
+fn what_a_killed_worker_had_in_hand_is_reset() {
+    let lab = Lab::new("keeper-reset");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let pod = a.pod("client");
+    let (ends, ended) = std::sync::mpsc::channel();
+    let _server = Server::start(&b, 7000, move |mut stream| {
+        stream.write_all(b"half").expect("a backend's answer");
+        let end = stream.read(&mut [0; 16]).map_err(|error| lab::errno(&error));
+        ends.send(end).expect("a test that listens");
+    });
+    // To a client of HTTP/1.0 the end of the connection is the end of the answer, whatever the backend says of its length.
+    let _http = Server::start(&b, 7001, |mut stream| {
+        let _ = stream.read(&mut [0; 1024]);
+        stream
+            .write_all(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n")
+            .expect("a backend's answer");
+        let _ = stream.read(&mut [0; 16]);
+    });
+    let mut objects = Vec::from(objects::pair("greet", "10.96.0.50", 80, 7000, &["192.168.77.2"]));
+    objects.push(objects::service("web", &["10.96.0.51"], &[("http-0", 80, 7001, "TCP")]));
+    objects.push(objects::slice("web", &[("http-0", 7001, "TCP")], &["192.168.77.2"]));
+    let mut agent = Agent::on(&a).manifest("greet.json", &objects::list(objects)).start();
+
+    for client in [&*a, &pod] {
+        let mut stream = client.connect_within(GREETING, SOON).expect("the service");
+        let mut half = [0; 4];
+        stream.read_exact(&mut half).expect("half of the answer");
+        let mut request = client.connect_within("10.96.0.51:80", SOON).expect("the service");
+        request.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("a request");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\nhalf") {
+            let mut some = [0; 1024];
+            match request.read(&mut some).expect("the answer's first half") {
+                0 => panic!("{}", String::from_utf8_lossy(&answer)),
+                length => answer.extend_from_slice(&some[..length]),
+            }
+        }
+        let last = kill_worker(&agent);
+        for stream in [&mut stream, &mut request] {
+            let end = stream.read(&mut half).map_err(|error| lab::errno(&error));
+            assert_eq!(end, Err(Errno::ECONNRESET), "{answer:?}");
+        }
+        assert_eq!(ended.recv_timeout(SOON), Ok(Err(Errno::ECONNRESET)), "the backend");
+        worker_after(&mut agent, last);
+    }
+    assert_eq!(agent.stop(), 0);
 }
 
 #[test]

@@ -8,14 +8,16 @@
 //! sign of moving is ended as if it had died.
 //!
 //! Told to (SIGHUP), the keeper starts a second worker of the program as it is on disk then, which takes the node over
-//! from the first one (see `handover`) on the same sockets. The keeper itself stays the process that it was.
+//! from the first one (see `handover`) on the same sockets. Once that one has the node, the keeper becomes the program on
+//! disk too, in the same process (`resume`).
 //!
-//! What lives here: starting and watching the worker (`worker`), the protocol between the two (`store`), and the policies
-//! of watching and of restarts, which are pure. What does not: anything that can fail in interesting ways. The keeper
+//! What lives here: starting and watching the worker (`worker`), the protocol between the two (`store`), going on as
+//! another version (`resume`), and the policies of watching and of restarts, which are pure. What does not: anything that can fail in interesting ways. The keeper
 //! parses no configuration, opens no file and talks to nobody but its worker; what that one has given up (`confine`), it
 //! gives up too when told.
 
 mod policy;
+mod resume;
 mod store;
 mod watch;
 mod worker;
@@ -47,6 +49,8 @@ use worker::{Worker, program};
 const TASK: &str = "EDGESPLICE_KEEPER_TASK";
 const WORK: &str = "work";
 const WITHDRAW: &str = "withdraw";
+/// To go on as the keeper that this process was in another program.
+const RESUME: &str = "resume";
 /// Set to `off` by whoever wants the agent to be one process, under a debugger for one.
 const SWITCH: &str = "EDGESPLICE_KEEPER";
 /// The agent's variable for `proxy.takeOver`.
@@ -69,7 +73,10 @@ pub enum Role {
 
 /// Whether this process, started as `edgesplice run`, is to be a keeper. Any other is what [`role`] says.
 pub fn is_keeper() -> bool {
-    std::env::var_os(TASK).is_none() && std::env::var_os(SWITCH).is_none_or(|value| value != "off")
+    match std::env::var_os(TASK) {
+        Some(task) => task == RESUME,
+        None => std::env::var_os(SWITCH).is_none_or(|value| value != "off"),
+    }
 }
 
 /// What this process is to do, which is no keeper.
@@ -94,9 +101,21 @@ pub fn role() -> anyhow::Result<Role> {
 ///
 /// Fails if the first worker cannot be started.
 pub fn keep() -> anyhow::Result<ExitCode> {
-    let mut keeper = Keeper::new()?;
+    let (mut keeper, mut inherited) = if std::env::var_os(TASK).is_some_and(|task| task == RESUME) {
+        let socket = io::stdin().as_fd().try_clone_to_owned().context("what the keeper before has left")?;
+        let (keeper, worker) = Keeper::resume(&socket).with_context(|| {
+            format!("cannot go on as the keeper; if it was not one that set {TASK}, unset it")
+        })?;
+        (keeper, Some(worker))
+    } else {
+        (Keeper::new()?, None)
+    };
     loop {
-        let ended = match keeper.watch() {
+        let watched = match inherited.take() {
+            Some(worker) => keeper.attend(worker),
+            None => keeper.watch(),
+        };
+        let ended = match watched {
             Ok(ended) => ended,
             Err(error) if keeper.policy.is_proven() => {
                 keeper.last = format!("could not be started: {error}");
@@ -188,7 +207,7 @@ impl Keeper {
         })
     }
 
-    /// Starts a worker and watches it, and whoever takes the node over from it, to the end of the last one.
+    /// Starts a worker, and attends it.
     fn watch(&mut self) -> io::Result<Ended> {
         let (ours, theirs) = store::pair()?;
         let before = Before {
@@ -198,7 +217,12 @@ impl Keeper {
             confined: self.is_confined,
         };
         self.held.hand_over(&ours, &before)?;
-        let mut worker = Worker::start(ours, theirs, self.renewed, false)?;
+        let worker = Worker::start(ours, theirs, self.renewed, false)?;
+        self.attend(worker)
+    }
+
+    /// Watches a worker, and whoever takes the node over from it, to the end of the last one.
+    fn attend(&mut self, mut worker: Worker) -> io::Result<Ended> {
         let mut successor = None;
         let ended = self.follow(&mut worker, &mut successor);
         if ended.is_err() {
@@ -283,6 +307,11 @@ impl Keeper {
                 self.renewed = true;
                 // Its words count from now on; that it is ready it may have said before.
                 self.policy.ready(Instant::now());
+            }
+            let idle = successor.is_none() && !self.policy.is_stopping() && !self.policy.has_yielded();
+            if idle && worker.take_form() == Some(resume::FORM) {
+                // Where that cannot be, this program goes on.
+                let _ = self.become_program_of(worker);
             }
             if std::mem::take(&mut self.renew) && successor.is_none() && !self.policy.is_stopping() {
                 // Where it cannot be started, the one that works goes on.

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use nix::libc::{SIGINT, SIGKILL, SIGTERM};
+use serde::{Deserialize, Serialize};
 
 use super::watch::SILENCE;
 
@@ -64,7 +65,28 @@ pub(super) struct Policy {
     deaths: u32,
 }
 
+/// A policy that goes on in another program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Record {
+    proven: bool,
+    ready_for: Option<Duration>,
+    deaths: u32,
+}
+
 impl Policy {
+    /// What goes on: of a policy that neither stops nor has given the node away.
+    pub(super) fn record(&self, now: Instant) -> Record {
+        let ready_for = self.ready_since.map(|since| now.saturating_duration_since(since));
+        Record { proven: self.proven, ready_for, deaths: self.deaths }
+    }
+
+    /// Goes on with a record.
+    pub(super) fn of(record: Record, now: Instant) -> Self {
+        let Record { proven, ready_for, deaths } = record;
+        let ready_since = ready_for.map(|time| now.checked_sub(time).unwrap_or(now));
+        Self { proven, ready_since, deaths, ..Self::default() }
+    }
+
     /// The worker does its work.
     pub(super) fn ready(&mut self, now: Instant) {
         self.proven = true;
@@ -203,6 +225,19 @@ mod tests {
             assert_eq!(policy.ended(how, now), Next::Exit(0));
             assert!(policy.has_yielded());
         }
+    }
+
+    #[test]
+    fn a_record_goes_on_where_it_was() {
+        let (mut policy, now) = (Policy::default(), Instant::now());
+        policy.ready(now);
+        assert_eq!(policy.ended(Killed(9), now), Next::Start(Duration::ZERO));
+        policy.ready(now);
+        let mut later = Policy::of(policy.record(now), now);
+        assert!(later.is_proven());
+        assert_eq!(later.ended(Killed(9), now), Next::Start(FIRST_PAUSE));
+        let mut recovered = Policy::of(policy.record(now + RECOVERED), now + RECOVERED);
+        assert_eq!(recovered.ended(Killed(9), now + RECOVERED), Next::Start(Duration::ZERO));
     }
 
     #[test]

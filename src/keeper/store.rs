@@ -9,6 +9,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, socketpair};
 
+use super::resume::FORM;
 use crate::net::parcel::{LONGEST, MOST, receive, send};
 
 /// Sockets that are kept at most. More would not fit into the socket that they are handed over through before the next
@@ -40,6 +41,8 @@ pub(super) enum Heard {
     Stuck(String),
     /// It is about to end, in its own time.
     Ending,
+    /// A keeper of its program takes up what is left in that form.
+    Form(u32),
     /// No word for now.
     Nothing,
     /// It has closed its side.
@@ -58,6 +61,11 @@ pub(super) fn hear(socket: &OwnedFd) -> io::Result<Heard> {
         match text.split_once(' ') {
             Some(("keep", name)) => return Ok(Heard::Keep(name.to_owned(), sockets)),
             Some(("stuck", why)) => return Ok(Heard::Stuck(why.to_owned())),
+            Some(("form", form)) => {
+                if let Ok(form) = form.parse() {
+                    return Ok(Heard::Form(form));
+                }
+            }
             Some(("confine", rights)) => {
                 if let Ok(rights) = u64::from_str_radix(rights, 16) {
                     return Ok(Heard::Confine(rights));
@@ -100,6 +108,11 @@ impl Held {
     /// Lets go of everything: whoever waits there is to be told, and not to wait.
     pub(super) fn clear(&mut self) {
         self.sockets.clear();
+    }
+
+    /// What is held, by name.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (&str, &[OwnedFd])> {
+        self.sockets.iter().map(|(name, sockets)| (&**name, &**sockets))
     }
 
     /// Puts everything into the socket, for a worker that need not live yet.
@@ -256,8 +269,9 @@ impl Store {
         self.worked
     }
 
-    /// Tells the keeper that the agent does its work.
+    /// Tells the keeper that the agent does its work, and that a keeper of this program could do the keeper's.
     pub fn ready(&self) -> io::Result<()> {
+        send::<OwnedFd>(&self.socket, &format!("form {FORM}"), &[])?;
         send::<OwnedFd>(&self.socket, "ready", &[])
     }
 
@@ -301,6 +315,7 @@ mod tests {
             held.keep(name, sockets);
             assert!(!store.is_confined());
             assert!(matches!(hear(&keeper).unwrap(), Heard::Confine(0x3400)));
+            assert!(matches!(hear(&keeper).unwrap(), Heard::Form(FORM)));
             assert!(matches!(hear(&keeper).unwrap(), Heard::Ready));
             assert!(matches!(hear(&keeper).unwrap(), Heard::Nothing));
             listener.local_addr().unwrap()

@@ -25,13 +25,28 @@ pub(super) struct Worker {
     complaint: Option<String>,
     /// Why it was ended.
     stuck: Option<String>,
+    /// In what form a keeper of its program takes up what another one has left.
+    form: Option<u32>,
 }
 
 impl Worker {
     /// Starts one that is spoken to through `ours`, and has `theirs` as its standard input.
     pub(super) fn start(ours: OwnedFd, theirs: OwnedFd, renewed: bool, takes_over: bool) -> io::Result<Self> {
-        let pid = spawn(theirs, renewed, takes_over)?;
-        Ok(Self { pid, socket: Some(ours), watch: Watch::default(), complaint: None, stuck: None })
+        Ok(Self::inherited(spawn(theirs, renewed, takes_over)?, ours, false))
+    }
+
+    /// One that was started before, and is spoken to through `ours`. `watched`: it has begun to show that it moves.
+    pub(super) fn inherited(pid: Pid, ours: OwnedFd, watched: bool) -> Self {
+        let mut watch = Watch::default();
+        if watched {
+            watch.heard(Instant::now());
+        }
+        Self { pid, socket: Some(ours), watch, complaint: None, stuck: None, form: None }
+    }
+
+    /// In what form a keeper of its program takes up what another one has left. Said once: the next call gives nothing.
+    pub(super) fn take_form(&mut self) -> Option<u32> {
+        self.form.take()
     }
 
     /// What it is heard through, as long as it may speak.
@@ -57,6 +72,7 @@ impl Worker {
                 Heard::Moves => self.watch.heard(Instant::now()),
                 Heard::Stuck(part) => self.complaint = Some(part),
                 Heard::Ending => self.watch.rest(),
+                Heard::Form(form) => self.form = Some(form),
                 Heard::Nothing => return Ok(None),
                 Heard::End => {
                     // Its end as a process is told by a signal.
@@ -94,17 +110,22 @@ impl Worker {
 /// The same program with the same arguments, for another task. Under its own name, which `ps` and `pgrep` show.
 /// `renewed`: from the file that has taken the place of this process's own.
 pub(super) fn program(task: &str, renewed: bool) -> Command {
-    let own = std::env::current_exe().ok();
-    let file =
-        own.and_then(|file| if file.exists() { Some(file) } else { replaced(&file).filter(|_| renewed) });
     let mut arguments = std::env::args_os();
-    let mut command = Command::new(file.unwrap_or_else(|| PROGRAM.into()));
+    let mut command = Command::new(file(renewed));
     if let Some(name) = arguments.next() {
         command.arg0(name);
     }
     // The service manager's watchdog is meant for whoever works, not for the process id that it knows.
     command.args(arguments).env(TASK, task).env_remove("WATCHDOG_PID");
     command
+}
+
+/// The file that [`program`] is started from.
+pub(super) fn file(renewed: bool) -> PathBuf {
+    let own = std::env::current_exe().ok();
+    let file =
+        own.and_then(|file| if file.exists() { Some(file) } else { replaced(&file).filter(|_| renewed) });
+    file.unwrap_or_else(|| PROGRAM.into())
 }
 
 /// The file that stands where the kernel says that `file` was.

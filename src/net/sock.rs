@@ -229,6 +229,11 @@ pub fn reset_on_close(stream: &TcpStream) {
     let _ = stream.set_zero_linger();
 }
 
+/// Takes [`reset_on_close`] back: the coming close ends the stream, and what is unsent is still delivered.
+pub fn end_on_close(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_linger(None);
+}
+
 /// Closes a connection that is still in the queue of `listener` with a reset. `false`: there was none.
 pub fn shed(listener: impl AsFd) -> io::Result<bool> {
     match SockRef::from(&listener).accept() {

@@ -182,6 +182,8 @@ pub(super) fn run(
             }
         }
 
+        // Until the relay has ended: a client of a process that dies must not take that for the end of an answer.
+        sock::reset_on_close(&client);
         let waiting =
             shared.hold.as_ref().and_then(|hold| hold.take(sock::unmapped(peer), dst, ticket.place()));
         let dialled = match waiting {
@@ -261,7 +263,6 @@ async fn relay_to_end(relay: &mut Relay, shared: &Shared, peer: SocketAddr) {
             let _ = kill.as_mut().poll(cx);
         }
         if shared.killed.load(Acquire) {
-            relay.reset();
             return Poll::Ready(None);
         }
         relay.poll(cx, &shared.pipes).map(Some)

@@ -33,7 +33,7 @@ pub enum Outcome {
     Refused(Errno),
     /// The connection was reset before all was said.
     Cut(Errno),
-    /// The connection ended before all was said, as one does whose process was killed.
+    /// The connection ended before all was said.
     Ended,
     /// No answer within the client's patience.
     Silent,

@@ -32,7 +32,12 @@ pub(crate) fn prepared(agent: AgentBuilder, scene: &Scene) -> AgentBuilder {
     fs::write(dir.join("clock"), "+0").unwrap();
     let state = dir.join("agent-a/state");
     fs::create_dir_all(&state).unwrap();
-    let script = format!("mount -t tmpfs -o size=4m tmpfs {} && exec \"$@\"", state.display());
+    // The library for the clock keeps a semaphore in /dev/shm, where a confined agent and its programs write nothing. In the
+    // agent's view that is another name of a folder in which they do, with `--remove-stale`.
+    let script = format!(
+        "mount -t tmpfs -o size=4m tmpfs {} && mount -t tmpfs tmpfs /run && mount --bind /run /dev/shm && exec \"$@\"",
+        state.display()
+    );
     let libraries = fs::read_dir("/usr/lib").unwrap().flatten();
     let library =
         libraries.map(|folder| folder.path().join("faketime/libfaketimeMT.so.1")).find(|file| file.exists());
@@ -49,7 +54,7 @@ pub(crate) fn prepared(agent: AgentBuilder, scene: &Scene) -> AgentBuilder {
     let mut line: Vec<&str> = wrapper.iter().map(String::as_str).collect();
     line.extend(["sh", "-c", &script, "sh", "env"]);
     line.extend(variables.iter().map(String::as_str));
-    agent.backend("legacy").wrapped(&line)
+    agent.backend("legacy").wrapped(&line).args(&["--remove-stale"])
 }
 
 fn millis(random: &mut Rng, range: std::ops::Range<u64>) -> Duration {

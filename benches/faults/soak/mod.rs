@@ -171,8 +171,6 @@ fn build() -> (Ground, crate::lab::Pod, Server) {
     cloud.api.set("services", service);
     let group = Cgroup::new("soak");
     let agent = faults::prepared(built(scene.agent()), &scene);
-    // The library that gives it another clock writes to /dev/shm, where a confined agent and its programs may not.
-    let agent = agent.args(&["--hardening", "off"]);
     let mut agent = agent.source(&["--kubeconfig", &cloud.kubeconfig.display().to_string()]).launch();
     group.admit(agent.pid(), scene.lab.dir());
     agent.wait_ready();

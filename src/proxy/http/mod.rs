@@ -33,6 +33,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::balance::{PortCounters, Upstream, Upstreams};
 use crate::config::HttpSettings;
+use crate::net::sock;
 use crate::obs::access::AccessLog;
 
 use super::Shared;
@@ -144,6 +145,7 @@ pub(super) async fn serve(
     match http1::serve(client, ahead, &visitor).await {
         None => Outcome::Done,
         Some((client, ahead, upgrade)) => {
+            sock::reset_on_close(&client);
             let relay = Relay::new(client, upgrade.backend, Arc::clone(&visitor.counters))
                 .with_ahead(&ahead, &upgrade.ahead);
             Outcome::Upgraded(relay, Box::new(upgrade.record))

@@ -5,7 +5,8 @@
 //! `splice(2)` with a pooled pipe (`splice`) and gives the pipe back when it falls silent.
 //!
 //! Ends keep their meaning: end of stream becomes a shut write half while the other direction goes on, a reset
-//! becomes a reset, and an orderly close never turns into one.
+//! becomes a reset, and an orderly close never turns into one. Both sockets are set to reset for as long as the relay
+//! runs: if the process dies, the kernel must not tell either side that the other one has said all.
 
 mod copy;
 mod direction;
@@ -50,7 +51,8 @@ enum Flow {
     Broken,
 }
 
-/// One connection's two directions. Poll it until it ends, then drop it, which closes both sockets.
+/// One connection's two directions. Poll it until it ends, then drop it, which closes both sockets; dropped before, it
+/// resets them.
 #[derive(Debug)]
 pub struct Relay {
     client: TcpStream,
@@ -64,8 +66,9 @@ pub struct Relay {
 }
 
 impl Relay {
-    /// Relays between `client` and `backend`, counting on `counters` as bytes are delivered.
+    /// Relays between `client`, which is set to reset already, and `backend`, counting on `counters` as bytes are delivered.
     pub fn new(client: TcpStream, backend: TcpStream, counters: Arc<PortCounters>) -> Self {
+        sock::reset_on_close(&backend);
         Self {
             client,
             backend,
@@ -86,7 +89,8 @@ impl Relay {
         self
     }
 
-    /// Moves what can be moved. Ready once the connection has ended; after a reset both sockets are set to reset.
+    /// Moves what can be moved. Ready once the connection has ended; the coming drop resets both sides, unless both ended
+    /// in good order.
     pub fn poll(&mut self, cx: &mut Context<'_>, pipes: &PipePool) -> Poll<End> {
         let end = match self.poll_end(cx, pipes) {
             Poll::Ready(end) => end,
@@ -101,16 +105,11 @@ impl Relay {
                 }
             }
         };
-        if end != End::Orderly {
-            self.reset();
+        if end == End::Orderly {
+            sock::end_on_close(&self.client);
+            sock::end_on_close(&self.backend);
         }
         Poll::Ready(end)
-    }
-
-    /// Makes the coming drop reset both sides.
-    pub fn reset(&self) {
-        sock::reset_on_close(&self.client);
-        sock::reset_on_close(&self.backend);
     }
 
     fn poll_end(&mut self, cx: &mut Context<'_>, pipes: &PipePool) -> Poll<End> {
@@ -184,11 +183,13 @@ mod tests {
 
     use super::*;
 
-    /// Two ends of one connection.
+    /// Two ends of one connection; the second is to be relayed.
     async fn connection() -> (TcpStream, TcpStream) {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let (near, far) = tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
-        (near.unwrap(), far.unwrap().0)
+        let relayed = far.unwrap().0;
+        sock::reset_on_close(&relayed);
+        (near.unwrap(), relayed)
     }
 
     async fn run(mut relay: Relay) -> End {
@@ -214,6 +215,35 @@ mod tests {
         client.read_exact(&mut got).await.unwrap();
         assert_eq!(&got, b"so far", "what came before the reset is delivered");
         assert_eq!(client.read(&mut got).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn only_what_has_ended_on_both_sides_is_ended() {
+        let ((mut client, near_client), (mut backend, near_backend)) =
+            (connection().await, connection().await);
+        let relay = tokio::spawn(run(Relay::new(near_client, near_backend, Arc::default())));
+        let mut bytes = Vec::new();
+        client.write_all(b"all").await.unwrap();
+        client.shutdown().await.unwrap();
+        backend.read_to_end(&mut bytes).await.unwrap();
+        backend.write_all(&bytes).await.unwrap();
+        drop(backend);
+        assert_eq!(relay.await.unwrap(), End::Orderly);
+        let mut answer = Vec::new();
+        client.read_to_end(&mut answer).await.unwrap();
+        assert_eq!(answer, b"all");
+
+        // As when the process dies.
+        let ((mut client, near_client), (mut backend, near_backend)) =
+            (connection().await, connection().await);
+        let relay = tokio::spawn(run(Relay::new(near_client, near_backend, Arc::default())));
+        client.write_all(b"half").await.unwrap();
+        backend.read_exact(&mut [0; 4]).await.unwrap();
+        relay.abort();
+        assert!(relay.await.unwrap_err().is_cancelled());
+        for side in [&mut client, &mut backend] {
+            assert_eq!(side.read(&mut [0; 16]).await.unwrap_err().kind(), ErrorKind::ConnectionReset);
+        }
     }
 
     #[tokio::test]

@@ -18,6 +18,7 @@ use super::desk::{self, Desk};
 use super::exchange::Failed;
 use super::flow::Left;
 use super::{Backend, Conn, Next};
+use crate::net::sock;
 
 /// Informational answers before the real one. Nobody sends more than one or two.
 const MOST_INTERIM: usize = 16;
@@ -252,6 +253,10 @@ impl Conn<'_> {
         desk.out.extend_from_slice(first);
         desk.put_buffer(chunks);
         self.count_out(desk.out.len());
+        if told == Body::UntilEnd {
+            // Whoever takes the end of the stream for the end of the answer must not take a death of this process for it.
+            sock::reset_on_close(&self.client);
+        }
         let gone = self.back.deliver(&desk.out, &mut self.client, cx).is_err();
         let behind = &rest[passed.taken..];
         Ok(Passing {
@@ -306,6 +311,9 @@ impl Conn<'_> {
             Down::Broken => Next::Reset,
             Down::Gone => Next::Close { lingers: false },
             Down::Done => {
+                if passing.told == Body::UntilEnd {
+                    sock::end_on_close(&self.client);
+                }
                 if let Some(ahead) = passing.tunnel {
                     return Next::HandOver(backend.stream, ahead);
                 }
