@@ -1,6 +1,6 @@
 //! What faults cost, measured with a build like the one that is shipped.
 //!
-//! `crash`: the worker is killed under load. `relist`: the API server has the agent list 10,000 services over and over.
+//! `crash`: the worker is killed under load. `kills`: so it is a hundred times, at random moments. `relist`: the API server has the agent list 10,000 services over and over.
 //! `soak`: every fault at once, for ten minutes unless `SOAK_SECONDS` says otherwise, in the order that `SOAK_SEED` gives;
 //! run it with `make soak`. `PROGRAM=path` takes another build of the agent than cargo made.
 
@@ -16,6 +16,7 @@ mod cgroup;
 #[path = "../../tests/faults/cloud.rs"]
 mod cloud;
 mod crash;
+mod kills;
 #[path = "../../tests/lab/mod.rs"]
 mod lab;
 mod plot;
@@ -31,9 +32,10 @@ fn main() {
     let what: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     match what.first().map(String::as_str) {
         Some("crash") => crash::run(),
+        Some("kills") => kills::run(),
         Some("relist") => relist::run(),
         Some("soak") => soak::run(),
-        _ => println!("one of crash, relist, soak"),
+        _ => println!("one of crash, kills, relist, soak"),
     }
 }
 

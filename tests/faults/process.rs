@@ -17,7 +17,7 @@ const IN_A_ROW: usize = 4;
 /// A worker that has been ready for so long begins anew, as the keeper sees it.
 const RECOVERED: Duration = Duration::from_secs(11);
 
-/// Kills at random moments, also while a worker starts. `make soak` has a hundred of them.
+/// Kills at random moments, also while a worker starts. `cargo bench --bench faults -- kills` has a hundred of them.
 #[test]
 fn killed_at_random_moments() {
     let scene = Scene::new("kills");
