@@ -160,6 +160,8 @@ fn what_a_killed_worker_had_in_hand_is_reset() {
         let _ = stream.read(&mut [0; 16]);
     });
     let mut objects = Vec::from(objects::pair("greet", "10.96.0.50", 80, 7000, &["192.168.77.2"]));
+    // Nobody has that address: whoever asks is still waiting for a backend.
+    objects.extend(objects::pair("nobody", "10.96.0.52", 80, 7000, &["192.168.77.99"]));
     objects.push(objects::service("web", &["10.96.0.51"], &[("http-0", 80, 7001, "TCP")]));
     objects.push(objects::slice("web", &[("http-0", 7001, "TCP")], &["192.168.77.2"]));
     let mut agent = Agent::on(&a).manifest("greet.json", &objects::list(objects)).start();
@@ -178,8 +180,10 @@ fn what_a_killed_worker_had_in_hand_is_reset() {
                 length => answer.extend_from_slice(&some[..length]),
             }
         }
+        let mut waiting = client.connect_within("10.96.0.52:80", SOON).expect("the service");
+        std::thread::sleep(Duration::from_millis(100));
         let last = kill_worker(&agent);
-        for stream in [&mut stream, &mut request] {
+        for stream in [&mut stream, &mut request, &mut waiting] {
             let end = stream.read(&mut half).map_err(|error| lab::errno(&error));
             assert_eq!(end, Err(Errno::ECONNRESET), "{answer:?}");
         }

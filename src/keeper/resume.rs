@@ -77,8 +77,7 @@ impl Keeper {
             held: self.held.iter().map(|(name, sockets)| (name.to_owned(), sockets.len())).collect(),
         };
         let mut text = File::from(scratch()?);
-        serde_json::to_writer(&mut text, &state)?;
-        text.flush()?;
+        text.write_all(&serde_json::to_vec(&state)?)?;
         let (ours, theirs) = store::pair()?;
         // Nobody reads yet: better not to change than to wait for room.
         fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
@@ -92,9 +91,8 @@ impl Keeper {
 
     /// Takes up what the program before has left in `socket`.
     pub(super) fn resume(socket: &OwnedFd) -> anyhow::Result<(Self, Worker)> {
-        let unpacked = unpack(socket)?;
+        let (state, to_worker, sockets) = unpack(socket)?;
         let mut keeper = Self::new()?;
-        let (state, to_worker, sockets) = unpacked;
         keeper.restarts = Restarts { died: state.died, stuck: state.stuck };
         keeper.last = state.last;
         keeper.policy = policy::Policy::of(state.policy, Instant::now());

@@ -129,6 +129,8 @@ impl Acceptor {
                     drop(drain.tasks().spawn(knock::answer(client)));
                     return;
                 }
+                // Until all is said: a client of a process that dies must not take that for the end of an answer.
+                sock::reset_on_close(&client);
                 let place = self.least_busy();
                 let ticket = Ticket::new(Arc::clone(&self.shared), place);
                 if place == self.place {

@@ -121,7 +121,7 @@ pub(super) fn kind_of(why: &DialError) -> usize {
     if matches!(why, DialError::Local(_)) { 5 } else { 4 }
 }
 
-/// Serves one accepted connection to its end.
+/// Serves one accepted connection, which is set to reset, to its end.
 #[expect(
     clippy::manual_async_fn,
     reason = "an `async fn` would hold its arguments twice, in each idle connection"
@@ -140,6 +140,7 @@ pub(super) fn run(
                 let Some(_entry) = shared.sources.enter(peer.ip().to_canonical()) else {
                     return refuse(&client, peer, shared, &Refusal::Greedy);
                 };
+                sock::end_on_close(&client);
                 tokio::select! {
                     () = handler(client, peer) => {}
                     () = shared.until_killed() => {}
@@ -150,6 +151,7 @@ pub(super) fn run(
                 let Some(_entry) = shared.sources.enter(peer.ip().to_canonical()) else {
                     return refuse(&client, peer, shared, &Refusal::Greedy);
                 };
+                sock::end_on_close(&client);
                 // Whoever speaks no HTTP names nobody.
                 if let Some((client, _)) =
                     Box::pin(requests(client, (peer, dst), &ticket, &upstreams, None)).await
@@ -175,15 +177,17 @@ pub(super) fn run(
 
         let mut ahead = Vec::new();
         if shared.http.serves(&upstream) {
+            sock::end_on_close(&client);
             // Boxed: requests need more room than a relay.
             match Box::pin(requests(client, (peer, dst), &ticket, &upstreams, Some(&upstream))).await {
-                Some(same) => (client, ahead) = same,
+                Some(same) => {
+                    (client, ahead) = same;
+                    sock::reset_on_close(&client);
+                }
                 None => return,
             }
         }
 
-        // Until the relay has ended: a client of a process that dies must not take that for the end of an answer.
-        sock::reset_on_close(&client);
         let waiting =
             shared.hold.as_ref().and_then(|hold| hold.take(sock::unmapped(peer), dst, ticket.place()));
         let dialled = match waiting {
