@@ -2,8 +2,11 @@
 
 mod lab;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::time::{Duration, Instant};
 
@@ -13,6 +16,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 const GREETING: &str = "10.96.0.50:80";
+const HEALTH_CHECK: &str = "192.168.77.1:31500";
 const SOON: Duration = Duration::from_secs(10);
 /// Clients at a time, each with a pause of [`PAUSE`] after each connection: some 500 connections a second.
 const CLIENTS: usize = 4;
@@ -47,57 +51,106 @@ struct Tally {
     not_connected: AtomicUsize,
     cut: AtomicUsize,
     longest_ms: AtomicUsize,
+    /// Answers that are not the right one, nor the beginning of it.
+    wrong: Mutex<BTreeSet<String>>,
 }
 
-fn hammer(client: &Netns, over: &AtomicBool, tally: &Tally) {
-    while !over.load(SeqCst) {
-        let begun = Instant::now();
-        tally.tried.fetch_add(1, SeqCst);
-        match client.connect_within(GREETING, SOON) {
-            Err(_) => drop(tally.not_connected.fetch_add(1, SeqCst)),
-            Ok(mut stream) => {
-                if lab::read_all(&mut stream).ok().as_deref() != Some("hello") {
-                    tally.cut.fetch_add(1, SeqCst);
+/// What clients ask over and over: where, how, and what the answer must be.
+struct Question<'a> {
+    client: &'a Netns,
+    to: &'a str,
+    ask: fn(&mut TcpStream) -> std::io::Result<String>,
+    right: &'a str,
+}
+
+impl Question<'_> {
+    fn hammer(&self, over: &AtomicBool, tally: &Tally) {
+        while !over.load(SeqCst) {
+            let begun = Instant::now();
+            tally.tried.fetch_add(1, SeqCst);
+            match self.client.connect_within(self.to, SOON).map(|mut stream| (self.ask)(&mut stream)) {
+                Err(_) => drop(tally.not_connected.fetch_add(1, SeqCst)),
+                Ok(Ok(answer)) if answer == self.right => {}
+                Ok(Ok(answer)) if !self.right.starts_with(&answer) => {
+                    tally.wrong.lock().expect("no panic").insert(answer);
                 }
+                Ok(_) => drop(tally.cut.fetch_add(1, SeqCst)),
             }
+            let took = usize::try_from(begun.elapsed().as_millis()).expect("a short time");
+            tally.longest_ms.fetch_max(took, SeqCst);
+            std::thread::sleep(PAUSE);
         }
-        let took = usize::try_from(begun.elapsed().as_millis()).expect("a short time");
-        tally.longest_ms.fetch_max(took, SeqCst);
-        std::thread::sleep(PAUSE);
+    }
+
+    /// Kills the worker a few times while the clients ask: nobody is refused, and nobody is told anything else.
+    fn survives_kills(&self, agent: &mut Agent) {
+        const KILLS: usize = 3;
+        let (over, tally) = (AtomicBool::new(false), Tally::default());
+        std::thread::scope(|scope| {
+            for _ in 0..CLIENTS {
+                scope.spawn(|| self.hammer(&over, &tally));
+            }
+            for _ in 0..KILLS {
+                std::thread::sleep(Duration::from_millis(500));
+                let last = kill_worker(agent);
+                worker_after(agent, last);
+            }
+            std::thread::sleep(Duration::from_millis(500));
+            over.store(true, SeqCst);
+        });
+        let Tally { tried, not_connected, cut, longest_ms, wrong } = tally;
+        let (tried, longest) = (tried.into_inner(), longest_ms.into_inner());
+        assert!(tried > 100, "{tried} connections are no load");
+        assert_eq!(not_connected.into_inner(), 0, "of {tried}; the longest took {longest} ms");
+        assert_eq!(wrong.into_inner().expect("no panic"), BTreeSet::new(), "of {tried}");
+        // The open ones go with the process that relayed them: at most one a client at each kill.
+        let cut = cut.into_inner();
+        assert!(cut <= KILLS * CLIENTS, "{cut} of {tried} were cut; the longest took {longest} ms");
     }
 }
 
 fn a_killed_worker_costs_nobody_a_connection(backend: &str) {
-    const KILLS: usize = 3;
     let lab = Lab::new(&format!("keeper-{backend}"));
     let (a, b) = (lab.node("a"), lab.node("b"));
     let pod = a.pod("client");
     let _server = Server::greeting(&b, 7000, "hello");
     let before = a.state();
     let mut agent = Agent::on(&a).backend(backend).manifest("greet.json", &greet()).start();
-    let (over, tally) = (AtomicBool::new(false), Tally::default());
-    std::thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            scope.spawn(|| hammer(&pod, &over, &tally));
-        }
-        for _ in 0..KILLS {
-            std::thread::sleep(Duration::from_millis(500));
-            let last = kill_worker(&agent);
-            worker_after(&mut agent, last);
-        }
-        std::thread::sleep(Duration::from_millis(500));
-        over.store(true, SeqCst);
-    });
-    let Tally { tried, not_connected, cut, longest_ms } = tally;
-    let (tried, longest) = (tried.into_inner(), longest_ms.into_inner());
-    assert!(tried > 100, "{tried} connections are no load");
-    assert_eq!(not_connected.into_inner(), 0, "of {tried}; the longest took {longest} ms");
-    // The open ones go with the process that relayed them: at most one a client at each kill.
-    let cut = cut.into_inner();
-    assert!(cut <= KILLS * CLIENTS, "{cut} of {tried} were cut; the longest took {longest} ms");
+    let question =
+        Question { client: &pod, to: GREETING, ask: |stream| lab::read_all(stream), right: "hello" };
+    question.survives_kills(&mut agent);
     assert!(agent.log().contains("the agent's last process was killed by signal 9"), "{}", agent.log());
     assert_eq!(agent.stop(), 0);
     before.assert_same(&a.state(), "after SIGTERM");
+}
+
+/// A Service with an endpoint on node a, whose load balancer asks at [`HEALTH_CHECK`].
+fn checked() -> String {
+    let [mut service, mut slice] = objects::pair("checked", "10.96.0.53", 80, 7000, &["192.168.77.1"]);
+    service["spec"]["type"] = "LoadBalancer".into();
+    service["spec"]["externalTrafficPolicy"] = "Local".into();
+    service["spec"]["healthCheckNodePort"] = 31500.into();
+    slice["endpoints"][0]["nodeName"] = "a".into();
+    objects::list([service, slice])
+}
+
+fn a_killed_worker_costs_no_health_check(backend: &str) {
+    let lab = Lab::new(&format!("health-{backend}"));
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let before = a.state();
+    let mut agent = Agent::on(&a).backend(backend).manifest("checked.json", &checked()).start();
+    let ask = |stream: &mut TcpStream| {
+        lab::http_get(stream, "/healthz").map(|(code, body)| format!("{code} {body}"))
+    };
+    let right = "200 {\"service\":{\"namespace\":\"default\",\"name\":\"checked\"},\"localEndpoints\":1,\
+        \"serviceProxyHealthy\":true}";
+    let question = Question { client: &b, to: HEALTH_CHECK, ask, right };
+    question.survives_kills(&mut agent);
+    let mut stream = b.connect_within(HEALTH_CHECK, SOON).expect("the port is open");
+    assert_eq!(ask(&mut stream).ok().as_deref(), Some(right), "afterwards");
+    assert_eq!(agent.stop(), 0);
+    before.assert_same(&a.state(), "after SIGTERM");
+    assert_eq!(b.connect_within(HEALTH_CHECK, SOON).err(), Some(Errno::ECONNREFUSED));
 }
 
 fn a_worker_that_keeps_dying_is_taken_out_of_the_way(backend: &str) {
@@ -132,6 +185,16 @@ fn costs_nothing_legacy() {
 #[test]
 fn costs_nothing_nft() {
     a_killed_worker_costs_nobody_a_connection("nft");
+}
+
+#[test]
+fn costs_no_health_check_legacy() {
+    a_killed_worker_costs_no_health_check("legacy");
+}
+
+#[test]
+fn costs_no_health_check_nft() {
+    a_killed_worker_costs_no_health_check("nft");
 }
 
 #[test]

@@ -73,7 +73,7 @@ async fn good(port: u16) -> String {
     let machine = Fake::default();
     let mut rules = begin(&machine).await.unwrap();
     rules.apply(&stages(port)[1]).await.unwrap();
-    machine.effect()
+    machine.sorted_picture()
 }
 
 /// Whoever comes after `machine` was left in some state makes it good, and then leaves nothing.
@@ -81,10 +81,14 @@ async fn recovers(machine: &Fake, good: &str, what: &str) {
     machine.plan_failures(BTreeMap::new());
     let mut rules = begin(machine).await.unwrap();
     rules.apply(&stages(2)[1]).await.unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert!(machine.effect() == good, "{what}: {}", machine.effect());
+    assert!(machine.sorted_picture() == good, "{what}: {}", machine.sorted_picture());
     rules.withdraw().await.unwrap_or_else(|error| panic!("{what}: {error}"));
     assert_eq!(leftovers(machine).await.unwrap(), Vec::<String>::new(), "{what}");
-    assert!(machine.effect() == Fake::default().effect(), "{what}: {}", machine.effect());
+    assert!(
+        machine.sorted_picture() == Fake::default().sorted_picture(),
+        "{what}: {}",
+        machine.sorted_picture()
+    );
 }
 
 async fn operations() -> usize {
@@ -147,5 +151,27 @@ async fn wherever_it_dies_nothing_is_left_after_the_clean_up() {
         machine.plan_failures(BTreeMap::new());
         remove_leftovers(&machine).await.unwrap_or_else(|error| panic!("dead at {at}: {error}"));
         assert_eq!(leftovers(&machine).await.unwrap(), Vec::<String>::new(), "dead at {at}");
+        assert!(
+            machine.sorted_picture() == Fake::default().sorted_picture(),
+            "dead at {at}: {}",
+            machine.sorted_picture()
+        );
+    }
+}
+
+#[tokio::test]
+async fn a_table_that_somebody_uses_at_the_last_moment_stays_without_the_mark() {
+    for (tampering, what) in
+        [("first nat PREROUTING", "-j OTHER"), ("chain nat KUBE-SERVICES", "KUBE-SERVICES")]
+    {
+        let machine = Fake::default();
+        let mut rules = begin(&machine).await.unwrap();
+        rules.apply(&stages(1)[0]).await.unwrap();
+        machine.tamper_before_removal(tampering);
+        rules.withdraw().await.unwrap();
+        assert_eq!(leftovers(&machine).await.unwrap(), Vec::<String>::new(), "{tampering}");
+        let left = machine.sorted_picture();
+        assert_eq!(left.matches(what).count(), 2, "in either family: {left}");
+        assert!(!left.contains("mangle") && !left.contains("filter"), "{left}");
     }
 }

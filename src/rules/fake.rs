@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use super::apply::{Backend, Family, Firewall, ToolError};
 use super::machine::{Lacks, Machine};
 use super::names::CREATED_CHAIN;
+use super::nft::Removal;
 use super::routes::{Entry, Foreign, RouteError, Standing};
 use super::scratch::Feature;
 use crate::model::Frontend;
@@ -35,6 +36,8 @@ pub(super) struct State {
     failing: BTreeMap<usize, Failing>,
     /// The process whose machine this is has died: nothing that it does has an effect.
     dead: bool,
+    /// What somebody does right before tables are removed, see [`Fake::tamper`].
+    meanwhile: Option<String>,
 }
 
 /// How an operation fails.
@@ -101,6 +104,11 @@ impl Fake {
         (state.failing, state.operations, state.dead) = (failing, 0, false);
     }
 
+    /// Has somebody [`tamper`](Self::tamper) right before tables are removed, once.
+    pub(super) fn tamper_before_removal(&self, line: &str) {
+        self.state().meanwhile = Some(line.to_owned());
+    }
+
     /// How many operations there were since then.
     pub(super) fn operations(&self) -> usize {
         self.state().operations
@@ -127,16 +135,11 @@ impl Fake {
         format!("{:#?}\n{:#?}\n{:#?}", state.tables, state.sets, state.entries)
     }
 
-    /// What of it has an effect, in an order of its own: no tables without rules, and not the mark that says whose a
-    /// table is.
-    pub(super) fn effect(&self) -> String {
+    /// Everything that stands, in an order of its own: tables in which nothing is are something, too.
+    pub(super) fn sorted_picture(&self) -> String {
         let state = self.state();
-        let rules = |chains: &Chains| -> BTreeMap<String, Vec<String>> {
-            chains.iter().filter(|(name, _)| name != CREATED_CHAIN).cloned().collect()
-        };
-        let tables =
-            state.tables.iter().filter(|(_, chains)| chains.iter().any(|(_, rules)| !rules.is_empty()));
-        let tables: BTreeMap<_, _> = tables.map(|(key, chains)| (key, rules(chains))).collect();
+        let tables = state.tables.iter().map(|(key, chains)| (key, chains.iter().cloned().collect()));
+        let tables: BTreeMap<_, BTreeMap<String, Vec<String>>> = tables.collect();
         format!("{tables:#?}\n{:#?}\n{:#?}", state.sets, state.entries)
     }
 
@@ -162,6 +165,14 @@ impl Fake {
                     if name == table {
                         let rules = chains.iter_mut().find(|(name, _)| name == chain).expect("the chain");
                         rules.1.insert(0, "-j OTHER".to_owned());
+                    }
+                }
+                state.generation += 1;
+            }
+            ["chain", table, chain] => {
+                for ((_, _, name), chains) in &mut state.tables {
+                    if name == table {
+                        chains.push((chain.to_owned(), Vec::new()));
                     }
                 }
                 state.generation += 1;
@@ -210,8 +221,7 @@ impl Firewall for Fake {
             }
             let _ = writeln!(text, "*{table}");
             for (chain, _) in chains {
-                let policy =
-                    if chain.starts_with("EDGE") || chain.starts_with("KUBE") { "-" } else { "ACCEPT" };
+                let policy = if is_user_defined(chain) { "-" } else { "ACCEPT" };
                 let _ = writeln!(text, ":{chain} {policy} [0:0]");
             }
             for (chain, rules) in chains {
@@ -230,23 +240,23 @@ impl Firewall for Fake {
         if let Some(error) = state.faults.pop_front() {
             return Err(error);
         }
-        state.operation()?;
-        let mut tables = state.tables.clone();
-        let mut table = String::new();
-        for line in script.lines() {
-            if let Some(name) = line.strip_prefix('*') {
-                table = name.to_owned();
-                continue;
+        // Table by table, as the real one: each is written as a whole or not at all.
+        let was_dead = state.dead;
+        let fault = state.operation().err();
+        let count = script.matches("COMMIT\n").count();
+        let blocks = if fault.is_none() { count } else { count / 2 };
+        for block in script.split_inclusive("COMMIT\n").take(if was_dead { 0 } else { blocks }) {
+            let mut lines = block.lines().filter(|line| *line != "COMMIT");
+            let table = lines.next().and_then(|line| line.strip_prefix('*')).expect("the table's name");
+            let key = (backend, family, table.to_owned());
+            let mut chains = state.tables.get(&key).cloned().unwrap_or_default();
+            for line in lines {
+                run(&mut chains, line).ok_or_else(|| failure(1, &format!("line failed: {line}")))?;
             }
-            if line == "COMMIT" {
-                continue;
-            }
-            let chains = tables.entry((backend, family, table.clone())).or_default();
-            run(chains, line).ok_or_else(|| failure(1, &format!("line failed: {line}")))?;
+            state.tables.insert(key, chains);
+            state.generation += 1;
         }
-        state.tables = tables;
-        state.generation += 1;
-        Ok(())
+        fault.map_or(Ok(()), Err)
     }
 
     async fn command(&self, _: Backend, _: Family, _: &[&str]) -> Result<String, ToolError> {
@@ -301,6 +311,10 @@ impl Firewall for Fake {
             .flat_map(|(name, (_, members))| members.iter().map(move |m| format!("add {name} {m}\n")));
         Ok(self.has_ipset.then(|| adds.collect()))
     }
+}
+
+fn is_user_defined(chain: &str) -> bool {
+    chain.starts_with("EDGE") || chain.starts_with("KUBE")
 }
 
 /// Carries out one line of a restore script.
@@ -391,16 +405,35 @@ impl Machine for Fake {
         self.has_policy_routing
     }
 
-    fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
+    fn remove_tables(
+        &self,
+        family: Family,
+        tables: &[&str],
+        generation: Option<u32>,
+    ) -> std::io::Result<Removal> {
+        let meanwhile = self.state().meanwhile.take();
+        if let Some(line) = meanwhile {
+            self.tamper(&line);
+        }
         let mut state = self.state();
         state.operation().map_err(|error| std::io::Error::other(error.to_string()))?;
-        let key = (Backend::Nft, family, table.to_owned());
-        let bare =
-            state.tables.get(&key).is_none_or(|chains| chains.iter().all(|(_, rules)| rules.is_empty()));
-        if bare {
-            state.tables.remove(&key);
+        if generation.is_some_and(|generation| generation != state.generation) {
+            return Ok(Removal::Changed);
         }
-        Ok(bare)
+        let key = |table: &str| (Backend::Nft, family, table.to_owned());
+        let in_use = |(name, rules): &(String, Vec<String>)| {
+            !rules.is_empty() || is_user_defined(name) && name != CREATED_CHAIN
+        };
+        let used = tables
+            .iter()
+            .filter(|table| state.tables.get(&key(table)).is_some_and(|chains| chains.iter().any(in_use)));
+        let used: Vec<String> = used.map(|table| (*table).to_owned()).collect();
+        if !used.is_empty() {
+            return Ok(Removal::InUse(used));
+        }
+        state.tables.retain(|of, _| !tables.iter().any(|table| *of == key(table)));
+        state.generation += 1;
+        Ok(Removal::Gone)
     }
 
     fn nft_generation(&self) -> Option<u32> {

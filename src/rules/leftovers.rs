@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::io;
 use std::time::Duration;
 
 use super::apply::{Backend, Family};
@@ -10,6 +11,7 @@ use super::dump::{Dump, Table};
 use super::ipset;
 use super::machine::Machine;
 use super::names::{CREATED_CHAIN, is_own_chain};
+use super::nft::Removal;
 use super::peek;
 use super::reconcile::RulesError;
 use super::render::{self, jumps_into_own};
@@ -20,6 +22,9 @@ use super::routes::Entry;
 const SET_TRIES: u32 = 40;
 /// See [`SET_TRIES`]; together two seconds.
 const SET_RETRY_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often tables are looked at anew that are to go, because somebody has changed a rule between look and removal.
+const TABLE_TRIES: u32 = 40;
 
 /// More equal jumps than anybody leaves in one chain; a bound for a loop.
 const MOST_HIDDEN_JUMPS: u32 = 1000;
@@ -81,6 +86,8 @@ pub(super) async fn remove_entries<M: Machine>(
 
 /// Removes own chains and jumps of one back end and family in one go, and then the tables that exist only because of
 /// us. Returns whether there was anything.
+///
+/// A table that is to go keeps its mark until it goes: whoever dies on the way has left it to the next one.
 pub(super) async fn remove_rules<M: Machine>(
     machine: &M,
     backend: Backend,
@@ -97,38 +104,80 @@ pub(super) async fn remove_rules<M: Machine>(
             table.rules.clear();
         }
     }
-    let Some(script) = render::removal(&dump) else { return Ok(false) };
-    if let Err(error) = machine.restore(backend, family, &script).await {
-        // A jump behind the native rule cannot be deleted. It does no harm once it leads to an empty chain.
-        if let Some(table) = dump.unreadable.first()
-            && !error.is_busy()
-            && machine.restore(backend, family, &render::emptying(&dump)).await.is_ok()
-        {
-            let table = dump.hidden.first().map_or(table, |(table, _)| table).clone();
-            return Err(RulesError::Hidden { family, table, source: Box::new(error) });
-        }
-        return Err(error.into());
+    let ours = |table: &&Table| {
+        let is_remembered = created.iter().any(|(of, name)| *of == family && *name == table.name);
+        backend == Backend::Nft
+            && (table.has_chain(CREATED_CHAIN)
+                || is_remembered && table.chains.iter().any(|chain| is_own_chain(&chain.name)))
+    };
+    let ours = dump.tables.iter().filter(ours).filter(|table| is_bare(&dump, table));
+    let ours: BTreeSet<String> = ours.map(|table| table.name.clone()).collect();
+    let script = render::removal(&dump, &ours);
+    if script.is_none() && ours.is_empty() {
+        return Ok(false);
     }
-    if backend == Backend::Nft {
-        let ours = |table: &&Table| {
-            table.has_chain(CREATED_CHAIN)
-                || created.iter().any(|(of, name)| *of == family && *name == table.name)
-        };
-        let names: Vec<&str> = dump.tables.iter().filter(ours).map(|table| table.name.as_str()).collect();
-        if !names.is_empty() {
-            let now = read(machine, backend, family).await?.unwrap_or_default();
-            for name in names {
-                if !now.unreadable.iter().any(|one| one == name) && now.table(name).is_some_and(is_bare) {
-                    machine.remove_empty_table(family, name).map_err(|source| RulesError::Table {
-                        table: name.to_owned(),
-                        family: family.as_str(),
-                        source,
-                    })?;
-                }
+    let done = match &script {
+        Some(script) => remove_chains(machine, backend, family, &dump, script).await,
+        None => Ok(()),
+    };
+    let tables = if ours.is_empty() { Ok(()) } else { remove_tables(machine, family).await };
+    done.and(tables).map(|()| true)
+}
+
+async fn remove_chains<M: Machine>(
+    machine: &M,
+    backend: Backend,
+    family: Family,
+    dump: &Dump,
+    script: &str,
+) -> Result<(), RulesError> {
+    let Err(error) = machine.restore(backend, family, script).await else { return Ok(()) };
+    // A jump behind the native rule cannot be deleted. It does no harm once it leads to an empty chain.
+    if let Some(table) = dump.unreadable.first()
+        && !error.is_busy()
+        && machine.restore(backend, family, &render::emptying(dump)).await.is_ok()
+    {
+        let table = dump.hidden.first().map_or(table, |(table, _)| table).clone();
+        return Err(RulesError::Hidden { family, table, source: Box::new(error) });
+    }
+    Err(error.into())
+}
+
+/// Removes the nft tables in which only the mark is left that they are ours, or that mark alone where somebody has made
+/// use of the table meanwhile.
+async fn remove_tables<M: Machine>(machine: &M, family: Family) -> Result<(), RulesError> {
+    let failed = |table, source| RulesError::Table { table, family: family.as_str(), source };
+    let mut names = String::new();
+    for _ in 0..TABLE_TRIES {
+        // Before the look: what is changed from here on must not go unseen.
+        let generation = machine.nft_generation();
+        let Some(mut dump) = read(machine, Backend::Nft, family).await? else { return Ok(()) };
+        dump.tables.retain(|table| {
+            let mut own = table.chains.iter().filter(|chain| is_own_chain(&chain.name));
+            own.next().is_some_and(|chain| chain.name == CREATED_CHAIN) && own.next().is_none()
+        });
+        let (bare, used): (Vec<&Table>, Vec<&Table>) =
+            dump.tables.iter().partition(|table| is_bare(&dump, table));
+        let mut used: Vec<String> = used.iter().map(|table| table.name.clone()).collect();
+        if used.is_empty() {
+            let bare: Vec<&str> = bare.iter().map(|table| table.name.as_str()).collect();
+            if bare.is_empty() {
+                return Ok(());
+            }
+            names = bare.join(", ");
+            match machine.remove_tables(family, &bare, generation) {
+                Ok(Removal::Gone) => return Ok(()),
+                Ok(Removal::Changed) => continue,
+                Ok(Removal::InUse(tables)) => used = tables,
+                Err(error) => return Err(failed(names, error)),
             }
         }
+        dump.tables.retain(|table| used.contains(&table.name));
+        if let Some(script) = render::removal(&dump, &BTreeSet::new()) {
+            machine.restore(Backend::Nft, family, &script).await?;
+        }
     }
-    Ok(true)
+    Err(failed(names, io::Error::other("the rules change faster than they can be read")))
 }
 
 /// Removes own jumps from tables that cannot be read: of several equal ones only one may be seen, and the chain they
@@ -151,9 +200,14 @@ async fn remove_hidden_jumps<M: Machine>(machine: &M, backend: Backend, family: 
     any
 }
 
-/// Whether a table does nothing: no rules, no chains but the built-in ones, and those accept.
-fn is_bare(table: &Table) -> bool {
-    table.rules.is_empty() && table.chains.iter().all(|chain| chain.policy == "ACCEPT")
+/// Whether nothing in a table is somebody else's: no rules but own ones, no chains but those and the built-in ones,
+/// which accept.
+fn is_bare(dump: &Dump, table: &Table) -> bool {
+    let seen = !dump.unreadable.contains(&table.name) && !dump.partial.contains(&table.name);
+    let own =
+        jumps_into_own(table).count() + table.rules.iter().filter(|rule| is_own_chain(&rule.chain)).count();
+    seen && own == table.rules.len()
+        && table.chains.iter().all(|chain| chain.policy == "ACCEPT" || is_own_chain(&chain.name))
 }
 
 /// Destroys own sets whose name `which` accepts.

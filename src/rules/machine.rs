@@ -8,7 +8,7 @@ use nix::errno::Errno;
 
 use super::apply::{Backend, Family, Firewall, HostTools, ToolError, run_tool};
 use super::legacy::conntrack;
-use super::nft;
+use super::nft::{self, Removal};
 use super::routes::{self, Entry, RouteError, Standing};
 use super::scratch::{self, Feature};
 use crate::model::Frontend;
@@ -62,8 +62,14 @@ pub trait Machine: Firewall {
         async { Ok(()) }
     }
 
-    /// Takes away an nft table that is empty. False if something is left in it; then it stays.
-    fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool>;
+    /// Takes away nft tables in which nothing is but the mark that they are ours: all of them or none. Nothing is done
+    /// either if the rules are not those of `generation` any more, see [`Self::nft_generation`].
+    fn remove_tables(
+        &self,
+        family: Family,
+        tables: &[&str],
+        generation: Option<u32>,
+    ) -> std::io::Result<Removal>;
 
     /// Deletes the connection-tracking entries of UDP flows to these frontends. Returns how many there were.
     fn forget_flows(&self, frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64>;
@@ -136,8 +142,13 @@ impl Machine for HostTools {
         link::remove().await.map_err(failed)
     }
 
-    fn remove_empty_table(&self, family: Family, table: &str) -> std::io::Result<bool> {
-        nft::remove_empty_table(family, table)
+    fn remove_tables(
+        &self,
+        family: Family,
+        tables: &[&str],
+        generation: Option<u32>,
+    ) -> std::io::Result<Removal> {
+        nft::remove_tables(family, tables, generation)
     }
 
     fn forget_flows(&self, frontends: &BTreeSet<Frontend>) -> anyhow::Result<u64> {

@@ -20,7 +20,7 @@ pub const HOME_CHAIN: &str = "EDGESPLICE-HOME";
 /// The first of the queues in which clients' first packets are held; there are as many as the data plane has threads.
 pub const FIRST_QUEUE: u16 = 23_700;
 /// An empty chain in each nft table that did not exist before this program made it. It outlives a killed agent, so
-/// that whoever withdraws the rules knows to take the table away as well.
+/// that whoever withdraws the rules knows to take the table away as well, and is made and goes in one transaction with it.
 pub const CREATED_CHAIN: &str = "EDGESPLICE-CREATED";
 /// Comment on every rule in own chains but those that nearly every packet of the node meets; jumps to own chains have none.
 pub const COMMENT: &str = "edgesplice";

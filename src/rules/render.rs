@@ -45,19 +45,25 @@ pub fn install(plan: &FamilyPlan, dump: &Dump, created: &BTreeSet<&'static str>)
     text
 }
 
-/// The script that takes away every own chain and every jump into one, or `None` if `dump` shows none.
-pub fn removal(dump: &Dump) -> Option<String> {
+/// The script that takes away every own chain and every jump into one, or `None` if `dump` shows none. In the tables
+/// `marked`, the mark that they are ours stays, or comes to stand again.
+pub fn removal(dump: &Dump, marked: &BTreeSet<String>) -> Option<String> {
     let mut text = String::new();
     // What captures goes first: from then on nothing new reaches the acceptor.
     let mut tables: Vec<&Table> = dump.tables.iter().collect();
     tables.sort_by_key(|table| table.name != "nat");
     for table in tables {
-        let chains: Vec<&str> =
+        let mut chains: Vec<&str> =
             table.chains.iter().map(|chain| chain.name.as_str()).filter(|name| is_own_chain(name)).collect();
-        if chains.is_empty() {
+        let keep = marked.contains(&table.name);
+        if chains.is_empty() || keep && chains == [CREATED_CHAIN] && table.rules.is_empty() {
             continue;
         }
         let _ = writeln!(text, "*{}", table.name);
+        if keep {
+            chains.retain(|name| *name != CREATED_CHAIN);
+            let _ = writeln!(text, ":{CREATED_CHAIN} - [0:0]");
+        }
         for rule in jumps_into_own(table) {
             let _ = writeln!(text, "-D {} {}", rule.chain, rule.text);
         }
@@ -292,7 +298,24 @@ mod tests {
              *nat\n:OUTPUT ACCEPT [0:0]\n:EDGESPLICE - [0:0]\n-A OUTPUT -g EDGESPLICE\n-A EDGESPLICE -j RETURN\nCOMMIT\n",
         )
         .unwrap();
-        insta::assert_snapshot!(removal(&dump).unwrap());
-        assert_eq!(removal(&Dump::parse("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n").unwrap()), None);
+        let none = BTreeSet::new();
+        insta::assert_snapshot!(removal(&dump, &none).unwrap());
+        assert_eq!(removal(&Dump::parse("*nat\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n").unwrap(), &none), None);
+    }
+
+    #[test]
+    fn removal_leaves_the_mark_where_the_table_is_to_go_as_well() {
+        let text = "*nat\n:OUTPUT ACCEPT [0:0]\n:EDGESPLICE - [0:0]\n:EDGESPLICE-CREATED - [0:0]\n\
+             -A OUTPUT -j EDGESPLICE\nCOMMIT\n";
+        let (dump, nat) = (Dump::parse(text).unwrap(), BTreeSet::from(["nat".to_owned()]));
+        let kept = removal(&dump, &nat).unwrap();
+        assert!(kept.contains(":EDGESPLICE-CREATED - [0:0]\n-D OUTPUT -j EDGESPLICE\n"), "{kept}");
+        assert!(!kept.contains("X EDGESPLICE-CREATED") && kept.contains("-X EDGESPLICE\n"), "{kept}");
+        assert!(removal(&dump, &BTreeSet::new()).unwrap().contains("-X EDGESPLICE-CREATED\n"));
+        // Nothing but the mark: nothing to do, or only that is.
+        let bare = Dump::parse("*nat\n:OUTPUT ACCEPT [0:0]\n:EDGESPLICE-CREATED - [0:0]\nCOMMIT\n").unwrap();
+        assert_eq!(removal(&bare, &nat), None);
+        let script = "*nat\n-F EDGESPLICE-CREATED\n-X EDGESPLICE-CREATED\nCOMMIT\n";
+        assert_eq!(removal(&bare, &BTreeSet::new()).as_deref(), Some(script));
     }
 }

@@ -15,11 +15,12 @@ use edgesplice::config::{InterceptSettings, IptablesBackend};
 use edgesplice::life::pen::Pen;
 use edgesplice::model::{Frontend, Protocol};
 use edgesplice::rules::apply::{Family, HostTools};
+use edgesplice::rules::nft::{self, Removal};
 use edgesplice::rules::routes::{self, Entry};
 use edgesplice::rules::{self, Machine, Reconciler, Wanted};
 use ipnet::IpNet;
 use lab::Lab;
-use machines::WithoutIpset;
+use machines::{Disturbed, WithoutIpset};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -359,6 +360,96 @@ fn takes_over_from_a_killed_agent_and_cleans_up_after_one() {
         lab.node.block_on(rules::remove_leftovers(&HostTools)).unwrap();
         assert_eq!(lab.state(), before, "{}", program(backend));
     }
+}
+
+/// The nft tables of a lab's node.
+fn tables(lab: &Lab) -> String {
+    lab.node.sh("nft list tables")
+}
+
+#[test]
+fn who_dies_before_the_tables_go_has_left_them_to_the_next_one() {
+    for next_agent in [true, false] {
+        let lab = Lab::new();
+        let before = lab.state();
+        let dies = || Err(std::io::Error::other("killed"));
+        let mut reconciler =
+            install(&lab, Disturbed(&dies), IptablesBackend::Nft, &wanted(lab.acceptor.port));
+        let error = lab.node.block_on(reconciler.withdraw()).unwrap_err().to_string();
+        assert!(error.contains("nft table ipv4 mangle, filter, nat: killed"), "{error}");
+        assert_eq!(lab.node.sh("iptables-nft-save; ip6tables-nft-save").matches(":EDGESPLICE").count(), 6);
+        let left = lab.node.block_on(rules::leftovers(&HostTools)).unwrap();
+        assert!(
+            left.len() == 6 && left.iter().all(|line| line.ends_with("chain EDGESPLICE-CREATED")),
+            "{left:?}"
+        );
+        if next_agent {
+            let mut next = install(&lab, HostTools, IptablesBackend::Nft, &wanted(lab.acceptor.port));
+            lab.node.block_on(next.withdraw()).unwrap();
+        } else {
+            lab.node.block_on(rules::remove_leftovers(&HostTools)).unwrap();
+        }
+        assert_eq!(lab.state(), before, "next agent: {next_agent}");
+    }
+}
+
+#[test]
+fn a_table_that_somebody_uses_at_the_last_moment_stays_with_all_that_is_theirs() {
+    // What iptables sees, and what it does not; what the kernel would not remove, and what only the generation tells.
+    for (meddling, stays) in [
+        ("iptables-nft -t nat -A POSTROUTING -s 192.0.2.9 -j ACCEPT", "192.0.2.9"),
+        ("iptables-nft -t nat -N OTHER", "OTHER"),
+        ("nft add set ip nat others '{ type ipv4_addr; }'", "set others"),
+        ("nft add chain ip nat others '{ type filter hook input priority 5; }'", "chain others"),
+        ("iptables-nft -t mangle -P FORWARD DROP", "policy drop"),
+    ] {
+        for next in [false, true] {
+            let lab = Lab::new();
+            let node = &lab.node;
+            let once = std::sync::Once::new();
+            let meddle = || {
+                once.call_once(|| drop(node.sh(meddling)));
+                if next { Err(std::io::Error::other("killed")) } else { Ok(()) }
+            };
+            let mut reconciler =
+                install(&lab, Disturbed(&meddle), IptablesBackend::Nft, &wanted(lab.acceptor.port));
+            let done = node.block_on(reconciler.withdraw());
+            assert_eq!(done.is_err(), next, "{meddling}: {done:?}");
+            if next {
+                node.block_on(rules::remove_leftovers(&HostTools)).unwrap();
+            }
+            let left = node.sh("nft list ruleset");
+            assert_eq!(tables(&lab).lines().count(), 1, "{meddling}, killed {next}: {left}");
+            assert!(
+                left.contains(stays) && !left.contains("EDGESPLICE"),
+                "{meddling}, killed {next}: {left}"
+            );
+        }
+    }
+}
+
+#[test]
+fn tables_go_all_at_once_or_not_at_all() {
+    let lab = Lab::new();
+    let node = &lab.node;
+    let remove = |names: &[&str], generation| {
+        node.run(|| nft::remove_tables(Family::V6, names, generation)).expect("an answer")
+    };
+    let all = ["nat", "mangle", "filter"];
+    node.sh("for t in nat mangle filter; do ip6tables-nft -t $t -N EDGESPLICE-CREATED; done");
+    let generation = || HostTools.nft_generation();
+    let before = node.run(generation);
+    node.sh("ip6tables-nft -A OUTPUT -j EDGESPLICE-CREATED");
+    assert_eq!(remove(&all, before), Removal::Changed);
+    let now = node.run(generation);
+    assert!(before.is_some() && before != now);
+    assert_eq!(remove(&all, now), Removal::InUse(vec!["filter".to_owned()]));
+    assert_eq!(tables(&lab), all.map(|name| format!("table ip6 {name}\n")).concat());
+    // What is not there is no obstacle.
+    node.sh("ip6tables-nft -F OUTPUT; nft delete chain ip6 filter OUTPUT; nft delete chain ip6 nat EDGESPLICE-CREATED");
+    assert_eq!(remove(&["raw", "nat", "mangle", "filter"], node.run(generation)), Removal::Gone);
+    assert_eq!(tables(&lab), "");
+    assert_eq!(remove(&all, None), Removal::Gone);
 }
 
 #[test]
