@@ -6,7 +6,9 @@
 
 use super::apply::{Backend, Family, Firewall, ToolError};
 use super::dump::{Chain, Dump, Rule, Table};
-use super::names::{CREATED_CHAIN, FORWARD_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, OUTPUT_CHAIN};
+use super::names::{
+    CREATED_CHAIN, FORWARD_CHAIN, HELD_CHAIN, HOME_CHAIN, INPUT_CHAIN, MANGLE_CHAIN, NAT_CHAIN, OUTPUT_CHAIN,
+};
 use super::plan::jump;
 
 /// The tables in which own chains stand.
@@ -23,7 +25,11 @@ fn places(table: &str) -> Places {
             &[INPUT_CHAIN, FORWARD_CHAIN, OUTPUT_CHAIN],
             &[("INPUT", INPUT_CHAIN), ("FORWARD", FORWARD_CHAIN), ("OUTPUT", OUTPUT_CHAIN)],
         ),
-        "mangle" => (&[MANGLE_CHAIN], &[("PREROUTING", MANGLE_CHAIN), ("OUTPUT", MANGLE_CHAIN)]),
+        // The other two are led to by the first.
+        "mangle" => (
+            &[MANGLE_CHAIN, HELD_CHAIN, HOME_CHAIN],
+            &[("PREROUTING", MANGLE_CHAIN), ("OUTPUT", MANGLE_CHAIN)],
+        ),
         _ => (&[NAT_CHAIN], &[("PREROUTING", NAT_CHAIN), ("OUTPUT", NAT_CHAIN)]),
     }
 }
@@ -192,3 +198,35 @@ pub(super) fn warning(family: Family, table: &str, hidden: &[(String, String)]) 
 
 /// How [`warning`] begins.
 pub(super) const UNREADABLE: &str = "iptables cannot read the table";
+
+#[cfg(test)]
+mod tests {
+    use super::super::plan::{Capabilities, Wanted, plan};
+    use super::*;
+
+    #[test]
+    fn every_chain_that_is_ever_planned_is_looked_for() {
+        let wanted = Wanted {
+            ranges: vec!["10.96.0.0/12".parse().unwrap(), "fd00:96::/112".parse().unwrap()],
+            proxy_port: 15001,
+            own_mark: 2,
+            refuse_mark: 1,
+            queues: 2,
+            keep_source: true,
+            ..Wanted::default()
+        };
+        let plan = plan(&wanted, Capabilities::ALL);
+        let tables = || plan.families.iter().flat_map(|family| &family.tables);
+        for table in tables() {
+            let (chains, jumps) = places(table.name);
+            for chain in &table.chains {
+                assert!(chains.contains(&chain.name), "{} of {}", chain.name, table.name);
+            }
+            for (from, to) in &table.jumps {
+                assert!(jumps.contains(&(*from, *to)), "{from} to {to} of {}", table.name);
+            }
+        }
+        let chains: Vec<_> = tables().flat_map(|table| &table.chains).map(|chain| chain.name).collect();
+        assert!(chains.contains(&HELD_CHAIN) && chains.contains(&HOME_CHAIN), "{chains:?}");
+    }
+}
