@@ -185,8 +185,9 @@ fn a_full_table_of_connection_tracking() {
     let full = traffic.now();
     // Ends with an error: there is no room for the last ones.
     let _ = scene.a.run(&["conntrack", "-R", &flows.display().to_string()]);
+    // Connections of clients end meanwhile and leave their places; that it was full, the kernel's count of drops shows.
     let count = read("count");
-    assert!(count + 100 >= most, "{count} of {most} entries are in use");
+    assert!(count + most / 100 >= most, "{count} of {most} entries are in use");
     std::thread::sleep(Duration::from_secs(3));
     scene.a.must(&["conntrack", "-F"]);
     let room = traffic.now();
