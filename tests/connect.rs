@@ -389,3 +389,54 @@ fn without_the_queues_backends_are_dialled_after_accept() {
     }
     drop(taken);
 }
+
+/// A server that writes its answer in two pieces, head and body, and leaves Nagle's algorithm on, as many small ones do,
+/// keeps the second piece until the first is acknowledged. An acknowledgement that is held back costs the client 40 ms.
+#[test]
+fn an_answer_in_two_pieces_waits_for_no_acknowledgement() {
+    const ASKED: u64 = 20;
+    let lab = Lab::new("pieces");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let pod = a.pod("client");
+    let _server = Server::start(&b, 7000, |mut stream| {
+        let mut request = [0; 1024];
+        while matches!(stream.read(&mut request), Ok(1..)) {
+            if stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n").is_err() {
+                break;
+            }
+            let _ = stream.write_all(b"whole");
+        }
+    });
+    let mut objects = Vec::from(objects::pair("stream", "10.96.0.50", 80, 7000, &["192.168.77.2"]));
+    objects.push(objects::service("web", &["10.96.0.51"], &[("http-0", 80, 7000, "TCP")]));
+    objects.push(objects::slice("web", &[("http-0", 7000, "TCP")], &["192.168.77.2"]));
+    let agent = Agent::on(&a).manifest("pieces.json", &objects::list(objects)).start();
+    for to in ["10.96.0.50:80", "10.96.0.51:80"] {
+        let before = delayed_acknowledgements(&a);
+        for _ in 0..ASKED {
+            let mut stream = pod.connect(to).expect("the service");
+            // At once, so that it is there before a backend is dialled.
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n").expect("a request");
+            let mut answer = Vec::new();
+            while !answer.ends_with(b"whole") {
+                let mut some = [0; 1024];
+                match stream.read(&mut some).expect("an answer") {
+                    0 => panic!("{}", String::from_utf8_lossy(&answer)),
+                    length => answer.extend_from_slice(&some[..length]),
+                }
+            }
+        }
+        let delayed = delayed_acknowledgements(&a) - before;
+        assert!(delayed < ASKED / 2, "{delayed} acknowledgements were late for {ASKED} answers of {to}");
+    }
+    assert_eq!(agent.stop(), 0);
+}
+
+/// How often the node's kernel has sent an acknowledgement only because it had held it back for long enough.
+fn delayed_acknowledgements(node: &Netns) -> u64 {
+    let text = node.must(&["cat", "/proc/net/netstat"]);
+    let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));
+    let (names, numbers) = (lines.next().expect("names"), lines.next().expect("numbers"));
+    let place = names.split(' ').position(|name| name == "DelayedACKs").expect("a count of them");
+    numbers.split(' ').nth(place).expect("as many numbers").parse().expect("a number")
+}

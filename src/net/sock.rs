@@ -83,7 +83,8 @@ pub fn unmapped(addr: SocketAddr) -> SocketAddr {
 
 /// Connects to a backend with the options of the backend leg. `mark` 0 sets no packet mark. `speaks_first`: the caller
 /// has bytes to send as soon as this is ready; they then go in the packet that ends the handshake. Without any, the
-/// kernel would hold that packet back for up to 200 ms.
+/// kernel would hold that packet back for up to 200 ms. It also delays the acknowledgement of what comes first, until
+/// [`acknowledge`].
 ///
 /// There is no timeout here: dropping the future closes the socket. Keep-alive is off, see [`keep_alive`].
 pub async fn connect(addr: SocketAddr, mark: u32, speaks_first: bool) -> io::Result<TcpStream> {
@@ -128,6 +129,13 @@ pub async fn connect_from(
 pub fn has_bytes(stream: &TcpStream) -> bool {
     let mut byte = [MaybeUninit::uninit()];
     SockRef::from(stream).peek(&mut byte).is_ok_and(|n| n > 0)
+}
+
+/// Has what has come acknowledged at once, and what comes next. The kernel otherwise holds an acknowledgement back for 40 ms
+/// or more on a connection on which bytes go to and fro; a peer with Nagle's algorithm on that writes an answer in two
+/// pieces keeps the second one for as long.
+pub fn acknowledge(stream: &TcpStream) {
+    let _ = SockRef::from(stream).set_tcp_quickack(true);
 }
 
 /// Switches keep-alive on for a connection of [`connect`]. That takes four system calls, which a connection that is

@@ -54,10 +54,11 @@ impl Choice<'_> {
     }
 
     /// Connects the backend that was picked, or another one if it does not answer. A client that goes away meanwhile
-    /// is noticed by whoever polls this.
+    /// is noticed by whoever polls this. `speaks_first` as in [`crate::net::sock::connect`].
     pub(super) async fn dial(
         &self,
         (index, avoid): (usize, &[usize]),
+        speaks_first: bool,
     ) -> Result<(TcpStream, Lease), Trouble> {
         let visitor = self.visitor;
         let pool = self.route.upstream.port.http_pool.as_ref();
@@ -73,7 +74,7 @@ impl Choice<'_> {
             limits: visitor.shared.limits,
             guard: &*visitor.shared.guard,
         };
-        let dialer = TcpDialer { speaks_first: true, ..visitor.shared.dialer };
+        let dialer = TcpDialer { speaks_first, ..visitor.shared.dialer };
         let (stream, lease) = dial::dial(&dialer, request, pending()).await.map_err(|error| match error {
             DialError::NoBackend | DialError::Exhausted { .. } | DialError::ClientGone => Trouble::NoBackend,
             DialError::Local(_) => Trouble::Overload,

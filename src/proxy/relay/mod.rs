@@ -62,6 +62,8 @@ pub struct Relay {
     up_flow: Flow,
     down_flow: Flow,
     vigil: Vigil,
+    /// What the backend said first has been acknowledged.
+    acknowledged: bool,
     counters: Arc<PortCounters>,
 }
 
@@ -77,6 +79,7 @@ impl Relay {
             up_flow: Flow::Open,
             down_flow: Flow::Open,
             vigil: Vigil::new(),
+            acknowledged: false,
             counters,
         }
     }
@@ -98,6 +101,12 @@ impl Relay {
                 let (up, down) = (self.up.take_moved(), self.down.take_moved());
                 if up || down {
                     self.vigil.note(up, down);
+                }
+                if down && !self.acknowledged {
+                    // The rest of an answer may wait for it. Where that has come already, the connection is over by now,
+                    // and there is a packet less.
+                    self.acknowledged = true;
+                    sock::acknowledge(&self.backend);
                 }
                 match ready!(self.vigil.poll(cx, &self.client, &self.backend)) {
                     Side::Client => End::ClientReset,

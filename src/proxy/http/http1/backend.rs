@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::super::pool::Terms;
 use super::super::vital;
+use crate::net::sock;
 
 /// A connection.
 #[derive(Debug)]
@@ -21,18 +22,33 @@ pub(in crate::proxy::http) struct Backend {
     terms: Terms,
     /// It has carried a request before.
     pub(super) used: bool,
+    /// What came of an answer whose rest did not come with it has been acknowledged.
+    acknowledged: bool,
 }
 
 impl Backend {
     /// A new one.
     pub(super) fn new(stream: TcpStream, now: Instant, terms: Terms) -> Self {
-        Self { stream, idle_since: now, terms, used: false }
+        Self { stream, idle_since: now, terms, used: false, acknowledged: false }
     }
 
     /// Its answer has ended, and nothing came behind it.
     pub(super) fn rests(self, now: Instant) -> Self {
         let requests = self.terms.requests.saturating_sub(1);
-        Self { idle_since: now, terms: Terms { requests, ..self.terms }, used: true, ..self }
+        Self {
+            idle_since: now,
+            terms: Terms { requests, ..self.terms },
+            used: true,
+            acknowledged: false,
+            ..self
+        }
+    }
+
+    /// Has what has come of an answer acknowledged, for its rest may wait for that; once an answer.
+    pub(super) fn acknowledge(&mut self) {
+        if !std::mem::replace(&mut self.acknowledged, true) {
+            sock::acknowledge(&self.stream);
+        }
     }
 
     /// How long nobody has used it.

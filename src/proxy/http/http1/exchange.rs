@@ -73,7 +73,7 @@ impl Conn<'_> {
             let (backend, lease) = if let Some(backend) = waiting {
                 (backend, endpoint.lease())
             } else {
-                let (stream, lease) = Box::pin(choice.dial((index, but))).await?;
+                let (stream, lease) = Box::pin(choice.dial((index, but), true)).await?;
                 (Backend::new(stream, Instant::now(), choice.terms()), lease)
             };
             ask.record.carried_by(lease);
@@ -131,6 +131,9 @@ impl Conn<'_> {
                 }
                 if let Poll::Ready(passing) = self.poll_answer(cx, ask, &mut backend, &mut coming) {
                     return Poll::Ready(passing);
+                }
+                if coming.heard {
+                    backend.acknowledge();
                 }
                 ready!(self.poll_tick(cx));
                 if vital::is_lost(&backend.stream) {

@@ -65,7 +65,7 @@ enum Down {
 pub(super) struct Coming {
     bytes: Vec<u8>,
     reader: Option<HeadReader>,
-    heard: bool,
+    pub(super) heard: bool,
     interim: usize,
 }
 
@@ -296,6 +296,9 @@ impl Conn<'_> {
                     }
                     if let Poll::Ready(end) = self.poll_down(cx, ask, &mut passing, &mut backend) {
                         return Poll::Ready(end);
+                    }
+                    if !passing.left.is_over() {
+                        backend.acknowledge();
                     }
                     ready!(self.poll_tick(cx));
                     if !passing.left.is_over() && vital::is_lost(&backend.stream) {

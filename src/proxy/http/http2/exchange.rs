@@ -197,7 +197,8 @@ impl Exchange<'_> {
         if let Some(conn) = share() {
             return Ok((conn, endpoint.lease()));
         }
-        let (stream, lease) = Box::pin(choice.dial((index, avoid))).await?;
+        // One that lives long: a packet saved is worth less than answers that are never held up.
+        let (stream, lease) = Box::pin(choice.dial((index, avoid), false)).await?;
         let conn = Http2::over(stream, choice.terms()).await.map_err(|_| Trouble::Broken)?;
         pool.add(lease.endpoint().addr, conn.clone());
         Ok((conn, lease))
