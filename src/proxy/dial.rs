@@ -120,9 +120,9 @@ pub struct Request<'a> {
 }
 
 /// So many times its timeout a dial may take once nobody else is left to be dialled, where the service port sets no timeout
-/// of its own. A first packet that was lost is sent again by the kernel after 1 s, and after 2 s or 3 s: a single backend
-/// behind a bad link must not cost a client its connection for that.
-const PATIENCE: u32 = 3;
+/// of its own. A first packet that was lost is sent again by the kernel after 1 s, and after 2 s or 3 s, and its answer
+/// needs time: a single backend behind a bad link must not cost a client its connection for that.
+const PATIENCE: f64 = 3.5;
 
 /// One dial under way.
 struct Attempt<F> {
@@ -234,7 +234,7 @@ pub async fn dial<D: Dialer>(
             }
             Event::Timer => {
                 let now = Instant::now();
-                let patience = upstream.port.connect_timeout.is_none().then_some(timeout * PATIENCE);
+                let patience = upstream.port.connect_timeout.is_none().then_some(timeout.mul_f64(PATIENCE));
                 attempts.retain_mut(|a| {
                     if now < a.deadline || std::mem::replace(&mut a.late, true) {
                         return now < a.deadline;
