@@ -5,7 +5,7 @@ mod lab;
 
 use std::time::Duration;
 
-use lab::{Agent, Datagrams, Lab, Server, objects};
+use lab::{Agent, Datagrams, Lab, Server, objects, read_all};
 use nix::errno::Errno;
 use serde_json::{Value, json};
 
@@ -143,6 +143,74 @@ fn two_agents_do_not_pass_a_client_to_and_fro() {
             "{service}"
         );
         assert_eq!(service["connectionsTotal"], 0, "{service}");
+        assert_eq!(agent.stop(), 0);
+    }
+}
+
+/// Two Services over the node ports of two nodes, each with the other one's as its backend; beside them one that leads
+/// over a node port to where it ends.
+#[test]
+fn two_services_do_not_pass_a_client_to_and_fro() {
+    let lab = Lab::new("circles");
+    let (a, b) = (lab.node("a"), lab.node("b"));
+    let pod = a.pod("client");
+    let (here, there) = ("192.168.77.1", "192.168.77.2");
+    let offered = |name: &str, number: u8, (port, protocol): (&str, &str), endpoint: &str, target: u16| {
+        let ip = format!("10.96.0.{number}");
+        let mut service = objects::service(name, &[&ip], &[(port, 80, target, protocol)]);
+        service["spec"]["type"] = json!("NodePort");
+        service["spec"]["ports"][0]["nodePort"] = json!(30_000 + u32::from(number));
+        [service, objects::slice(name, &[(port, target, protocol)], &[endpoint])]
+    };
+    let node = |name: &str, ip: &str| {
+        json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name},
+            "status": {"addresses": [{"type": "InternalIP", "address": ip}]}})
+    };
+    let (tcp, http, udp) = (("tcp-0", "TCP"), ("http-0", "TCP"), ("udp-0", "UDP"));
+    let mut all = vec![node("a", here), node("b", there)];
+    for (number, port) in [(50, tcp), (60, http), (70, udp)] {
+        let name = |which: &str| format!("{which}-{}", port.0);
+        all.extend(offered(&name("first"), number, port, there, 30_001 + u16::from(number)));
+        all.extend(offered(&name("second"), number + 1, port, here, 30_000 + u16::from(number)));
+    }
+    all.extend(offered("through", 80, tcp, there, 30_081));
+    all.extend(offered("end", 81, tcp, there, 7000));
+    let objects = objects::list(all);
+    let _server = Server::greeting(&b, 7000, "the end");
+    let agents = [&a, &b].map(|node| Agent::on(node).manifest("all.json", &objects).start());
+    let counted = |name: &str| agents.each_ref().map(|agent| agent.status()["proxy"][name].clone());
+    let before = ["acceptedTotal", "udpFlows"].map(counted);
+    // The other node has no way back to the pod.
+    for (client, node) in [(&*a, there), (&*b, here), (&*pod, here)] {
+        for number in [50, 51, 60, 61] {
+            for to in [&format!("10.96.0.{number}:80"), &format!("{node}:300{number}")] {
+                let connected = client.connect_within(to, PATIENCE).map(drop);
+                assert_eq!(connected, Err(Errno::ECONNREFUSED), "{to}");
+            }
+        }
+        for number in [70, 71] {
+            for to in [&format!("10.96.0.{number}:80"), &format!("{node}:300{number}")] {
+                assert!(client.ask_udp(to, b"round").is_err(), "{to}");
+            }
+        }
+    }
+    assert_eq!(["acceptedTotal", "udpFlows"].map(counted), before, "nothing goes round");
+    for agent in &agents {
+        for (port, first) in [("tcp-0", 50), ("http-0", 60), ("udp-0", 70)] {
+            for (which, ip, other, target) in
+                [("first", there, "second", first + 1), ("second", here, "first", first)]
+            {
+                let service = agent.service(&format!("{which}-{port}"));
+                let why = format!("{ip}:300{target} is a node port of Service default/{other}-{port}");
+                let reason = service["backends"][0]["reason"].as_str();
+                assert!(reason.is_some_and(|reason| reason.contains(&why)), "{service}");
+                assert_eq!(service["connectionsTotal"], 0, "{service}");
+            }
+        }
+    }
+    let mut stream = pod.connect("10.96.0.80:80").expect("this way ends");
+    assert_eq!(read_all(&mut stream).expect("a greeting"), "the end");
+    for agent in agents {
         assert_eq!(agent.stop(), 0);
     }
 }

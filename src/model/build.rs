@@ -14,6 +14,7 @@ use super::gather::{gather, protocol_name};
 use super::index::Pods;
 use super::local::Local;
 use super::names::names;
+use super::onward::{Leads, Onward, Watch};
 use super::reach::reach;
 use super::topology::{Judged, Place, choose};
 use super::traffic;
@@ -32,6 +33,8 @@ pub(super) struct World<'a> {
     pub(super) here: &'a Here,
     /// Host ports of this node's pods.
     pub(super) host_ports: &'a HostPorts,
+    /// Who is offered where outside of the cluster, and who leads on to whom.
+    pub(super) onward: &'a Onward,
 }
 
 /// Host ports of this node's pods, each with the pods (namespace and name) that have it.
@@ -74,13 +77,8 @@ impl Sources<'_> {
     fn circle(&self, world: &World<'_>, protocol: slim::Protocol, addr: SocketAddr) -> Option<String> {
         let (ip, port) = (addr.ip(), addr.port());
         let own = || self.service.ports.iter().filter(|own| own.protocol == protocol);
-        let is_node = || {
-            world.local.own_addresses.contains(&ip)
-                || world.nodes.values().any(|node| {
-                    node.addresses.contains(&ip) || node.host_ip_override.iter().any(|a| a.ip() == Some(ip))
-                })
-        };
-        if own().any(|own| own.node_port == Some(port)) && is_node() {
+        let node_port = own().any(|own| own.node_port == Some(port));
+        if node_port && world.onward.is_node(world.local, ip) {
             return Some(format!("{addr} is a node port of this same Service"));
         }
         let exposure = self.service.exposure.as_ref()?;
@@ -102,6 +100,18 @@ pub(super) struct Built {
     pub(super) deps: Vec<u64>,
     pub(super) warnings: Vec<String>,
     pub(super) names: Option<Names>,
+    /// To which other Services its endpoints lead on.
+    pub(super) leads: Leads,
+}
+
+impl Built {
+    fn sorted(mut self) -> Self {
+        self.deps.sort_unstable();
+        self.deps.dedup();
+        self.warnings.sort_unstable();
+        self.warnings.dedup();
+        self
+    }
 }
 
 /// The `ClusterIPs` that clients of a Service use; an `ExternalName` has none, whatever lingers in its spec.
@@ -118,13 +128,13 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
             out.warnings.push(format!("Service {} has no ClusterIP yet; passed over", from.id));
         }
         out.names = names(world, from, false, &mut out.deps);
-        out.deps.sort_unstable();
-        return out;
+        return out.sorted();
     }
     out.not_proxied = left_alone(world, from);
     if out.not_proxied.is_some() {
         out.names = names(world, from, true, &mut out.deps);
-        return out;
+        lead_on(world, from, &mut out);
+        return out.sorted();
     }
     let policy = traffic::policy(from.service, from.rule, &mut out.warnings);
     let connections = traffic::connections(from.service, from.rule, &mut out.warnings);
@@ -151,11 +161,7 @@ pub(super) fn build(world: &World<'_>, from: &Sources<'_>) -> Built {
             from.id
         ));
     }
-    out.deps.sort_unstable();
-    out.deps.dedup();
-    out.warnings.sort_unstable();
-    out.warnings.dedup();
-    out
+    out.sorted()
 }
 
 fn clash(a: &ServicePort, b: &ServicePort) -> bool {
@@ -187,6 +193,22 @@ fn left_alone(world: &World<'_>, from: &Sources<'_>) -> Option<String> {
     let ports = &from.service.ports;
     (!ports.is_empty() && ports.iter().all(|p| p.protocol == slim::Protocol::Sctp))
         .then(|| SCTP_ONLY.to_owned())
+}
+
+/// Finds where the endpoints of a Service lead on that another proxy serves: its clients may come back to us.
+fn lead_on(world: &World<'_>, from: &Sources<'_>, out: &mut Built) {
+    for port in &from.service.ports {
+        for v4 in [true, false] {
+            let Some(mut watch) = Watch::new(world, from, port, v4) else { continue };
+            let mut found = gather(world, from, port, v4);
+            out.deps.append(&mut found.deps);
+            for candidate in &found.candidates {
+                let way = reach(world, from.id, port.protocol, candidate, &mut out.deps);
+                watch.judge(&way, &mut out.deps);
+            }
+            watch.end(&mut out.leads);
+        }
+    }
 }
 
 fn service_port(
@@ -251,11 +273,14 @@ fn backends(
     let mut found = gather(world, from, port, v4);
     out.deps.append(&mut found.deps);
     out.warnings.append(&mut found.warnings);
+    let mut watch = Watch::new(world, from, port, v4);
     let judged = found.candidates.into_iter().map(|candidate| {
-        let (backend, bar) = reach(world, from.id, port.protocol, &candidate, &mut out.deps);
-        let bar = bar.or_else(|| from.circle(world, port.protocol, backend.addr.0).map(Exclusion::Loop));
+        let way = reach(world, from.id, port.protocol, &candidate, &mut out.deps);
+        let back = watch.as_mut().and_then(|watch| watch.judge(&way, &mut out.deps));
+        let circle = || from.circle(world, port.protocol, way.backend.addr.0).or(back).map(Exclusion::Loop);
+        let bar = way.bar.or_else(circle);
         Judged {
-            backend,
+            backend: way.backend,
             ready: candidate.ready,
             serving: candidate.serving,
             terminating: candidate.terminating,
@@ -264,6 +289,9 @@ fn backends(
         }
     });
     let judged: Vec<Judged<'_>> = judged.collect();
+    if let Some(watch) = watch {
+        watch.end(&mut out.leads);
+    }
     let place = Place {
         node: &world.local.node_name,
         zone: world.own_node().and_then(|node| node.zone.as_deref()),

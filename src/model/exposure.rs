@@ -129,7 +129,7 @@ fn left_alone(
         return Some("nobody can be reached there from outside".to_owned());
     }
     let protocol = protocol_name(protocol);
-    out.deps.push(Dep::ClusterIp(ip).key());
+    out.deps.push(Dep::Address(ip).key());
     if world.claims.range((ip, 0)..=(ip, u32::MAX)).next().is_some() {
         return Some("the address is the ClusterIP of a Service".to_owned());
     }

@@ -46,7 +46,7 @@ pub(super) fn gather<'a>(
     if !from.slices.is_empty() {
         slices(world, from, port, v4, &mut out);
     } else if let Some(endpoints) = from.endpoints {
-        let ours = is_ours(world, endpoints.opt_out.as_ref());
+        let ours = is_ours(world, from.service, endpoints.opt_out.as_ref());
         for subset in endpoints.subsets.iter().filter(|_| ours) {
             let Some(number) = matching(&subset.ports, port) else { continue };
             for endpoint in &subset.endpoints {
@@ -69,13 +69,15 @@ pub(super) fn gather<'a>(
 }
 
 /// Whether a slice or Endpoints object counts. The Service alone must bear the label that chooses this proxy: slices
-/// that people write seldom repeat it. One that chooses another proxy is that one's.
-fn is_ours(world: &World<'_>, opt_out: Option<&OptOut>) -> bool {
-    opt_out.is_none_or(|out| out.chooses(&world.local.service_proxy_name))
+/// that people write seldom repeat it. One that chooses another proxy is that one's, unless the Service is so too: then
+/// it is asked for all that proxy has.
+fn is_ours(world: &World<'_>, service: &Service, opt_out: Option<&OptOut>) -> bool {
+    let ours = |out: &OptOut| out.chooses(&world.local.service_proxy_name);
+    opt_out.is_none_or(ours) || opt_out == service.opt_out.as_ref()
 }
 
 fn slices<'a>(world: &World<'a>, from: &Sources<'a>, port: &ServicePort, v4: bool, out: &mut Gathered<'a>) {
-    for slice in from.slices.iter().filter(|slice| is_ours(world, slice.opt_out.as_ref())) {
+    for slice in from.slices.iter().filter(|slice| is_ours(world, from.service, slice.opt_out.as_ref())) {
         let who = || format!("EndpointSlice {}/{}", slice.namespace, slice.name);
         let slice_v4 = match slice.address_type {
             AddressType::IPv4 => true,

@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::source::slim::Pod;
 
-use super::types::Protocol;
+use super::types::{Frontend, Protocol, ServiceId};
 
 /// Something the ports of a Service were built from.
 #[derive(Clone, Copy, Debug, Hash)]
@@ -23,8 +23,12 @@ pub(super) enum Dep<'a> {
     Label(&'a str, &'a str, &'a str),
     /// A Node.
     Node(&'a str),
-    /// Whether some Service has that ClusterIP.
-    ClusterIp(IpAddr),
+    /// Which Services and Nodes have that address.
+    Address(IpAddr),
+    /// Which Services are offered there, see [`Onward`](super::onward::Onward).
+    Offered(Frontend),
+    /// To which Services the endpoints of a Service lead on.
+    Leads(&'a ServiceId),
     /// The pods of this node with that host port.
     HostPort(Protocol, u16),
 }

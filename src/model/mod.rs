@@ -5,9 +5,9 @@
 //!
 //! The way of an object: [`Store`] keeps it and knows which services it concerns (`index`), `build` turns one
 //! Service into its ports, `gather` collects the endpoints of a port, `reach` finds the address that this node
-//! dials, `topology` says which of them may be picked, `traffic` reads how, `exposure` finds what is offered outside
-//! of the cluster. [`diff`] compares two snapshots,
-//! [`ranges`] finds what to capture, [`explain`] answers for one destination.
+//! dials, `onward` bars those that would come back here by way of other Services, `topology` says which of them may be
+//! picked, `traffic` reads how, `exposure` finds what is offered outside of the cluster. [`diff`] compares two
+//! snapshots, [`ranges`] finds what to capture, [`explain`] answers for one destination.
 
 mod build;
 pub mod diff;
@@ -18,6 +18,7 @@ mod gather;
 mod index;
 mod local;
 mod names;
+mod onward;
 pub mod ranges;
 mod reach;
 mod store;

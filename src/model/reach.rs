@@ -9,14 +9,24 @@ use super::gather::{Candidate, protocol_name};
 use super::index::Dep;
 use super::types::{Backend, BackendAddr, Exclusion, Reach, ServiceId};
 
+/// An endpoint with the way to it.
+pub(super) struct Reached<'a> {
+    pub(super) backend: Backend,
+    /// Why it cannot be dialled from here, if it cannot.
+    pub(super) bar: Option<Exclusion>,
+    pub(super) pod: Option<&'a Pod>,
+    /// Where other nodes than its own dial it, those to which its pod network is routed; `None` if none does.
+    pub(super) outward: Option<SocketAddr>,
+}
+
 /// Finds the way to `found`, an endpoint of `service`. What the answer hangs on goes into `deps`.
-pub(super) fn reach(
-    world: &World<'_>,
-    service: &ServiceId,
+pub(super) fn reach<'a>(
+    world: &World<'a>,
+    service: &'a ServiceId,
     protocol: Protocol,
     found: &Candidate<'_>,
     deps: &mut Vec<u64>,
-) -> (Backend, Option<Exclusion>) {
+) -> Reached<'a> {
     let ip = found.addr.ip();
     let pod = find_pod(world, service, found, deps);
     let node_name = found.node.or_else(|| pod.and_then(|p| p.node.as_ref()));
@@ -35,30 +45,34 @@ pub(super) fn reach(
         local,
         terminating: false,
     };
-    if let Some(why) = &found.invalid {
-        return (backend, Some(Exclusion::Invalid(why.clone())));
+    if let Some(why) = found.invalid.clone().or_else(|| unusable(ip, service)) {
+        return Reached { backend, bar: Some(Exclusion::Invalid(why)), pod, outward: None };
     }
-    if let Some(why) = unusable(ip, service) {
-        return (backend, Some(Exclusion::Invalid(why)));
-    }
-    let way = if pod.is_none() && found.pod.is_none() {
+    let stranger = pod.is_none() && found.pod.is_none();
+    let published = if stranger { Ok(None) } else { published(protocol, found, pod, node) };
+    let outward = match &published {
+        Ok(Some((_, addr))) => *addr,
+        _ => found.addr,
+    };
+    let way = if stranger {
         Ok((Reach::External, found.addr))
     } else if local {
         Ok((Reach::Pod, found.addr))
     } else {
-        remote_pod(world, service, protocol, found, pod, node)
+        remote_pod(world, service, protocol, found, pod, published)
     };
-    match way {
+    let bar = match way {
         Ok((reach, addr)) => {
             backend.reach = reach;
             backend.addr = BackendAddr(addr);
-            deps.push(Dep::ClusterIp(addr.ip()).key());
+            deps.push(Dep::Address(addr.ip()).key());
             // A Node or a Pod may say that it is to be dialled somewhere else than at the endpoint.
             let bar = unusable(addr.ip(), service).map(Exclusion::Invalid);
-            (backend, bar.or_else(|| world.loops(addr).map(Exclusion::Loop)))
+            bar.or_else(|| world.loops(addr).map(Exclusion::Loop))
         }
-        Err(why) => (backend, Some(Exclusion::Unreachable(why))),
-    }
+        Err(why) => Some(Exclusion::Unreachable(why)),
+    };
+    Reached { backend, bar, pod, outward: Some(outward) }
 }
 
 /// The Pod behind an endpoint: the one it names, if that still has the address; else the only one of the Service's
@@ -99,6 +113,26 @@ fn unusable(ip: IpAddr, service: &ServiceId) -> Option<String> {
     Some(format!("{ip} is {what}, which cannot be an endpoint"))
 }
 
+/// Where a pod's node offers the endpoint to other nodes, by whichever way: `Ok(None)` where it does not, an error where
+/// it does, but not at an address that can be dialled.
+fn published(
+    protocol: Protocol,
+    found: &Candidate<'_>,
+    pod: Option<&Pod>,
+    node: Option<&Node>,
+) -> Result<Option<(Reach, SocketAddr)>, String> {
+    let ip = found.addr.ip();
+    // Without the Pod object, an endpoint at its node's own address can only be in the host's network.
+    let host_network =
+        pod.map_or_else(|| node.is_some_and(|n| n.addresses.contains(&ip)), |p| p.host_network);
+    if host_network {
+        let host = node.and_then(|n| override_of(n, ip)).unwrap_or(ip);
+        return Ok(Some((Reach::HostNetwork, SocketAddr::new(host, found.addr.port()))));
+    }
+    let Some(pod) = pod else { return Ok(None) };
+    Ok(host_port(pod, node, protocol, found.addr)?.map(|addr| (Reach::HostPort, addr)))
+}
+
 /// The way to a pod on another node.
 fn remote_pod(
     world: &World<'_>,
@@ -106,8 +140,11 @@ fn remote_pod(
     protocol: Protocol,
     found: &Candidate<'_>,
     pod: Option<&Pod>,
-    node: Option<&Node>,
+    published: Result<Option<(Reach, SocketAddr)>, String>,
 ) -> Result<(Reach, SocketAddr), String> {
+    if let Ok(Some(way)) = published {
+        return Ok(way);
+    }
     let ip = found.addr.ip();
     let name = pod.map(|p| &p.name).or(found.pod).map_or("", |n| n);
     let on = pod
@@ -115,17 +152,6 @@ fn remote_pod(
         .or(found.node)
         .map_or("an unknown node".to_owned(), |node| format!("node {node}"));
     let who = format!("pod {}/{name} on {on}", service.namespace);
-    // Without the Pod object, an endpoint at its node's own address can only be in the host's network.
-    let host_network =
-        pod.map_or_else(|| node.is_some_and(|n| n.addresses.contains(&ip)), |p| p.host_network);
-    if host_network {
-        let host = node.and_then(|n| override_of(n, ip)).unwrap_or(ip);
-        return Ok((Reach::HostNetwork, SocketAddr::new(host, found.addr.port())));
-    }
-    let published = pod.map(|pod| host_port(pod, node, protocol, found.addr));
-    if let Some(Ok(Some(addr))) = published {
-        return Ok((Reach::HostPort, addr));
-    }
     // Where every node hands out the same pod addresses, this one would lead to a stranger on this node.
     let ours = world.own_node().is_some_and(|n| n.pod_cidrs.iter().any(|net| net.contains(&ip)));
     if world.local.routes(ip) && !ours {
@@ -134,12 +160,12 @@ fn remote_pod(
     let protocol = protocol_name(protocol);
     let port = found.addr.port();
     Err(match published {
-        Some(Err(why)) => format!("{who}: {why}, and its pod network is not routed from here"),
-        Some(Ok(_)) => format!(
+        Err(why) => format!("{who}: {why}, and its pod network is not routed from here"),
+        Ok(_) if pod.is_some() => format!(
             "{who} publishes no hostPort for {protocol} {port} and its pod network is not routed from here: give \
              the container port a hostPort, or route {ip} to its node"
         ),
-        None => format!(
+        Ok(_) => format!(
             "{who} is not known here, so neither is its hostPort for {protocol} {port}, and its pod network is not \
              routed from here: provide the Pod object, or route {ip} to its node"
         ),

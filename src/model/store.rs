@@ -17,6 +17,7 @@ use super::build::HostPorts;
 use super::external::Here;
 use super::index::{Dep, Interner, Pods, Watchers};
 use super::local::Local;
+use super::onward::Onward;
 use super::types::{Frontend, ServiceId, ServicePort, Snapshot};
 
 /// Holds every object and turns changes into snapshots, rebuilding only the services that a change concerns.
@@ -40,6 +41,7 @@ pub struct Store {
     /// Every external frontend, with the slot of the Service that has it.
     external_claims: BTreeSet<(Frontend, u32)>,
     host_ports: HostPorts,
+    onward: Onward,
     here: Here,
     names: Interner,
     dirty: BTreeSet<u32>,
@@ -102,6 +104,7 @@ impl Store {
             claims: BTreeSet::new(),
             external_claims: BTreeSet::new(),
             host_ports: HostPorts::new(),
+            onward: Onward::default(),
             here: Here::default(),
             names: Interner::default(),
             dirty: BTreeSet::new(),
@@ -172,8 +175,9 @@ impl Store {
                 self.names.share(&mut node.name);
                 node.zone.iter_mut().for_each(|zone| self.names.share(zone));
                 if self.nodes.get(&node.name) != Some(&node) {
-                    self.node_changed(&node.name.clone());
-                    self.nodes.insert(node.name.clone(), node);
+                    let name = node.name.clone();
+                    let old = self.nodes.insert(name.clone(), node);
+                    self.node_changed(&name, old.as_deref());
                 }
             }
             Object::ServiceCidr(cidr) => {
@@ -212,8 +216,8 @@ impl Store {
                 }
             }
             Kind::Node => {
-                if self.nodes.remove(&id.name).is_some() {
-                    self.node_changed(&id.name);
+                if let Some(old) = self.nodes.remove(&id.name) {
+                    self.node_changed(&id.name, Some(&old));
                 }
             }
             Kind::ServiceCidr => self.general_dirty |= self.cidrs.remove(&id.name).is_some(),
@@ -301,8 +305,11 @@ impl Store {
         }
     }
 
-    fn node_changed(&mut self, name: &str) {
+    fn node_changed(&mut self, name: &str, old: Option<&Node>) {
         self.general_dirty = true;
+        for ip in self.onward.host(old, self.nodes.get(name).map(AsRef::as_ref)) {
+            self.dirty.extend(self.watchers.of(Dep::Address(ip)));
+        }
         if *name == *self.local.node_name {
             self.all_dirty = true; // its zone and its pod ranges concern every Service
         }

@@ -33,8 +33,11 @@ impl Store {
         let mut touched = self.update_claims();
         let mut external = BTreeSet::new();
         let mut warned = false;
-        for number in std::mem::take(&mut self.dirty) {
-            warned |= self.rebuild(number, &mut next, &mut touched, &mut external);
+        // Where a Service leads on to is known once it is built; those that had asked before are built a second time.
+        for _ in 0..2 {
+            for number in std::mem::take(&mut self.dirty) {
+                warned |= self.rebuild(number, &mut next, &mut touched, &mut external);
+            }
         }
         warned |= self.assign(&touched, &mut next);
         warned |= self.assign_external(&external, &mut next);
@@ -50,12 +53,18 @@ impl Store {
         self.snapshot.clone()
     }
 
-    /// Brings the table of `ClusterIPs` up to date with the dirty services, before any of them is built: an endpoint
-    /// that is some Service's ClusterIP must be seen whatever the order. Gives back the addresses touched.
+    /// Brings the tables of `ClusterIPs` and of what is offered outside of the cluster up to date with the dirty
+    /// services, before any of them is built: an endpoint that is some Service's address must be seen whatever the
+    /// order. Gives back the `ClusterIPs` touched.
     fn update_claims(&mut self) -> BTreeSet<IpAddr> {
         let mut touched = BTreeSet::new();
         for number in self.dirty.clone() {
             let slot = &mut self.slots[number as usize];
+            if let Some(id) = &slot.id {
+                for dep in self.onward.offer(id, slot.service.as_deref(), self.local.external_ips) {
+                    self.dirty.extend(self.watchers.of(dep));
+                }
+            }
             let ips: Box<[IpAddr]> =
                 slot.service.as_ref().map_or_else(Box::default, |s| cluster_ips(s).into());
             if slot.ips == ips {
@@ -71,7 +80,7 @@ impl Store {
             }
         }
         for ip in &touched {
-            self.dirty.extend(self.watchers.of(Dep::ClusterIp(*ip)));
+            self.dirty.extend(self.watchers.of(Dep::Address(*ip)));
         }
         touched
     }
@@ -90,6 +99,9 @@ impl Store {
         let slot = &mut self.slots[number as usize];
         self.watchers.set(number, &slot.deps, &built.deps);
         slot.deps = built.deps.into();
+        if self.onward.lead(&id, built.leads) {
+            self.dirty.extend(self.watchers.of(Dep::Leads(&id)));
+        }
 
         let old = std::mem::take(&mut slot.ports);
         let mut changed = old.len() != built.ports.len();
@@ -154,6 +166,7 @@ impl Store {
             claims: &self.claims,
             here: &self.here,
             host_ports: &self.host_ports,
+            onward: &self.onward,
         };
         match (&slot.id, &slot.service) {
             (Some(id), Some(service)) => build(
