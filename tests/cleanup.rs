@@ -187,17 +187,113 @@ fn a_strangers_rule_in_a_chain_of_edgemesh_keeps_it() {
 }
 
 #[test]
+fn all_that_stays_with_a_strangers_rule_is_named() {
+    for backend in BACKENDS {
+        let space = Space::new();
+        space.load(backend, &fixture("f6"));
+        space.add(backend, "*nat\n-A EDGEMESH-PORTALS-HOST -s 10.9.9.9/32 -j RETURN\nCOMMIT\n");
+        let done = space.cleanup(&[]).exits(2);
+        let left = space.sh(&format!("iptables-{backend}-save"));
+        // The chain, its jump, EdgeMesh's six rules and the stranger's.
+        let mut stays: Vec<_> = left.lines().filter(|line| line.contains("EDGEMESH")).collect();
+        assert_eq!(stays.len(), 9, "{left}");
+        stays.retain(|line| !line.starts_with(':'));
+        stays.push("-N EDGEMESH-PORTALS-HOST");
+        assert_eq!(done.all("kept"), stays, "{backend}");
+        assert_eq!(space.cleanup(&[]).exits(2).all("kept"), stays, "{backend}");
+    }
+}
+
+#[test]
 fn a_strangers_jump_goes_only_with_force() {
     for backend in BACKENDS {
         let space = Space::new();
         space.load(backend, &fixture("f4"));
-        space.add(backend, "*nat\n-A DOCKER -s 10.9.9.9/32 -j EDGE-MESH\nCOMMIT\n");
+        let clean = space.save(backend);
+        let jump = "-A DOCKER -s 10.9.9.9/32 -j EDGE-MESH";
+        space.add(backend, &format!("*nat\n{jump}\nCOMMIT\n"));
         let before = space.save(backend);
         let done = space.cleanup(&[]).exits(2);
+        let mut left: Vec<_> = space.save(backend).lines().map(str::to_owned).collect();
+        left.retain(|line| line != ":EDGE-MESH -" && !line.ends_with(jump));
+        assert_eq!(joined(left.iter().map(String::as_str)), without(&clean, CHAINS));
+        assert_eq!(done.all("kept"), [jump, "-N EDGE-MESH"]);
+        space.sh(done.json["restore"].as_str().unwrap());
         assert_eq!(space.save(backend), before);
-        assert_eq!(done.all("kept")[0], "-A DOCKER -s 10.9.9.9/32 -j EDGE-MESH");
         space.cleanup(&["--force"]).exits(0);
         assert_eq!(space.save(backend), without(&before, CHAINS));
+    }
+}
+
+#[test]
+fn edgemeshs_rules_lose_their_effect_although_a_strangers_jump_stays() {
+    for backend in BACKENDS {
+        let mut space = Space::new();
+        space.load(backend, &fixture("f5"));
+        // Every connection passes the stranger's jump as well.
+        let own = "*nat\n:MYCHAIN - [0:0]\n-A OUTPUT -j MYCHAIN\n-A MYCHAIN -s 10.96.5.5/32 -p tcp -j EDGE-MESH\nCOMMIT\n";
+        space.add(backend, own);
+        space.sh("ip addr add 10.96.5.5/32 dev lo; ip link add docker0 type bridge; ip link set docker0 up
+             ip addr add 172.17.0.1/16 dev docker0; ip route add 10.96.0.0/12 via 172.17.0.1");
+        space.start("socat TCP-LISTEN:80,bind=10.96.5.5,fork,reuseaddr SYSTEM:'echo here'");
+        space.wait_for("10.96.5.5:80");
+        let ask = "socat -T 2 -u TCP:10.96.5.5:80,connect-timeout=2 - 2>/dev/null || echo dead";
+        assert_eq!(space.sh(ask), "dead\n", "{backend}");
+        let (dry, before) = (space.cleanup(&["--dry-run"]).exits(2), space.save(backend));
+        let done = space.cleanup(&[]).exits(2);
+        assert_eq!(dry.json["rulesets"], done.json["rulesets"], "{backend}");
+        assert_eq!(space.sh(ask), "here\n", "{backend}");
+        let rules = space.sh(&format!("iptables-{backend}-save -t nat"));
+        let edgemesh: Vec<_> = rules.lines().filter(|line| line.contains("EDGE-MESH")).collect();
+        let jump = "-A MYCHAIN -s 10.96.5.5/32 -p tcp -j EDGE-MESH";
+        assert_eq!(edgemesh, [":EDGE-MESH - [0:0]", jump], "{backend}");
+        assert_eq!(done.all("removedChains"), ["EDGE-MESH-TCP"], "{backend}");
+        let mut kept = done.all("kept");
+        kept.sort();
+        assert_eq!(kept, [jump, "-N EDGE-MESH"], "{backend}");
+        let said = format!("{:#}", done.json);
+        assert!(said.contains("rules in MYCHAIN lead to it") && said.contains("--force"), "{said}");
+        assert_eq!(done.items("routes"), ["10.96.0.0/12 via 172.17.0.1 dev docker0: removed"]);
+        // A second look finds the same, and nothing to do.
+        let again = space.cleanup(&[]).exits(2);
+        assert_eq!(again.all("kept"), done.all("kept"));
+        assert!(again.json["backup"].is_null() && again.all("removedRules").is_empty(), "{:#}", again.json);
+        space.sh(done.json["restore"].as_str().unwrap());
+        // What was sent meanwhile has moved the counters.
+        let uncounted = |rules: &str| {
+            let lines = rules.lines().map(|line| line.split_once("] ").map_or(line, |(_, rule)| rule));
+            joined(lines)
+        };
+        assert_eq!(uncounted(&space.save(backend)), uncounted(&before), "{backend}");
+        // The way out that was named.
+        space.sh(&format!("iptables-{backend} -t nat -F MYCHAIN"));
+        space.cleanup(&[]).exits(0);
+        assert!(!space.save(backend).contains("EDGE-MESH"), "{backend}");
+    }
+}
+
+#[test]
+fn a_strangers_jump_is_told_apart_in_ipv6_as_well() {
+    let rules = "*nat\n:EDGE-MESH - [0:0]\n:EDGE-MESH-TCP - [0:0]\n:MYCHAIN - [0:0]\n\
+        -A OUTPUT -m comment --comment \"edgemesh root chain\" -j EDGE-MESH\n\
+        -A EDGE-MESH -d fd96::/108 -p tcp -m comment --comment \"tcp service proxy\" -j EDGE-MESH-TCP\n\
+        -A EDGE-MESH-TCP -p tcp -j DNAT --to-destination [fd17::1]:40001\n\
+        -A MYCHAIN -s fd01::1/128 -p tcp -j EDGE-MESH\nCOMMIT\n";
+    for backend in BACKENDS {
+        let space = Space::new();
+        let path = space.folder.path().join("rules");
+        fs::write(&path, rules).unwrap();
+        space.sh(&format!("ip6tables-{backend}-restore < {}", path.display()));
+        let mesh = || {
+            let saved = space.sh(&format!("ip6tables-{backend}-save -t nat"));
+            joined(saved.lines().filter(|line| line.contains("EDGE-MESH")))
+        };
+        let done = space.cleanup(&[]).exits(2);
+        let jump = "-A MYCHAIN -s fd01::1/128 -p tcp -j EDGE-MESH";
+        assert_eq!(mesh(), format!(":EDGE-MESH - [0:0]\n{jump}\n"), "{backend}");
+        assert_eq!(done.all("kept"), [jump, "-N EDGE-MESH"], "{backend}");
+        space.cleanup(&["--force"]).exits(0);
+        assert_eq!(mesh(), "", "{backend}");
     }
 }
 

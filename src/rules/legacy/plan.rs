@@ -70,7 +70,9 @@ pub struct TablePlan {
     pub jumps: Vec<Rule>,
     /// Chains to be emptied and deleted.
     pub chains: Vec<String>,
-    /// The rules in those chains.
+    /// Chains to be emptied that stay, because somebody else's rule leads to them.
+    pub emptied: Vec<String>,
+    /// The rules in both.
     pub contents: Vec<Rule>,
     /// What stays.
     pub kept: Vec<Kept>,
@@ -126,13 +128,18 @@ impl Item {
 impl TablePlan {
     /// Whether the table is to be changed.
     pub fn changes(&self) -> bool {
-        !self.jumps.is_empty() || !self.chains.is_empty()
+        !self.jumps.is_empty() || !self.chains.is_empty() || !self.emptied.is_empty()
     }
 
     /// Keeps everything after all.
     pub(super) fn refuse(&mut self, reason: &str) {
-        let chains = std::mem::take(&mut self.chains);
         let keep = |rule| Kept { rule, reason: reason.to_owned(), blocks: true };
+        // These are kept already, but not for being empty.
+        let emptied: Vec<String> =
+            std::mem::take(&mut self.emptied).iter().map(|name| format!("-N {name}")).collect();
+        self.kept.retain(|kept| !emptied.contains(&kept.rule));
+        self.kept.extend(emptied.into_iter().map(keep));
+        let chains = std::mem::take(&mut self.chains);
         self.kept.extend(chains.into_iter().map(|name| keep(format!("-N {name}"))));
         self.kept.extend(std::mem::take(&mut self.jumps).iter().map(|rule| keep(rule.line())));
         self.contents.clear();
@@ -142,6 +149,7 @@ impl TablePlan {
     pub(super) fn merge(&mut self, other: Self) {
         self.jumps.extend(other.jumps);
         self.chains.extend(other.chains);
+        self.emptied.extend(other.emptied);
         self.contents.extend(other.contents);
         self.kept.extend(other.kept);
     }

@@ -51,10 +51,11 @@ pub fn script(table: &TablePlan) -> String {
     for rule in &table.jumps {
         let _ = writeln!(text, "-D {} {}", rule.chain, rule.text);
     }
-    for command in ["-F", "-X"] {
-        for chain in &table.chains {
-            let _ = writeln!(text, "{command} {chain}");
-        }
+    for chain in table.chains.iter().chain(&table.emptied) {
+        let _ = writeln!(text, "-F {chain}");
+    }
+    for chain in &table.chains {
+        let _ = writeln!(text, "-X {chain}");
     }
     text.push_str("COMMIT\n");
     text

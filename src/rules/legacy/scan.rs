@@ -21,7 +21,7 @@ pub(in crate::rules) const K3S: [&str; 3] = ["k3s-server", "k3s-agent", "k3s"];
 /// Name of Kubernetes' own service proxy.
 pub(in crate::rules) const KUBE_PROXY: &str = "kube-proxy";
 
-/// What the removed rules say about the rest of the machine.
+/// What EdgeMesh's rules say about the rest of the machine, whether they go or stay.
 #[derive(Debug, Default)]
 pub(super) struct Evidence {
     /// Addresses that are, or were, EdgeMesh's proxy.
@@ -124,13 +124,12 @@ fn add_own(facts: &Facts, options: &Options, own: Vec<RulesetPlan>, plan: &mut P
     }
 }
 
-/// Notes where the rules that go sent packets, and which ranges they captured.
+/// Notes where EdgeMesh's rules sent packets, and which ranges they captured. One that stays says as much about a route
+/// or a link as one that goes, but connections through it are not dead for good.
 fn learn(verdict: &Verdict, evidence: &mut Evidence, plan: &mut Plan) {
-    for clauses in &verdict.gone {
-        if let Some((address, port)) = clauses.dnat() {
-            evidence.proxies.insert(address);
-            plan.targets.insert((address, port));
-        }
+    plan.targets.extend(verdict.gone.iter().filter_map(Clauses::dnat));
+    for clauses in &verdict.wrote {
+        evidence.proxies.extend(clauses.dnat().map(|(address, _)| address));
         let net = clauses.value("-d").and_then(|text| {
             text.parse::<IpNet>().ok().or_else(|| text.parse::<IpAddr>().ok().map(IpNet::from))
         });
@@ -192,7 +191,7 @@ fn owner(ruleset: &Ruleset, facts: &Facts, options: &Options) -> Owner {
     }
 }
 
-/// Sockets that take what the rules to be removed send them.
+/// Sockets that take what EdgeMesh's rules send them, those that stay as well: by them routes and links are judged.
 fn listening(verdict: &Verdict, facts: &Facts, options: &Options) -> Vec<String> {
     // In a pod the target is the node, whose sockets are not to be seen from there.
     if options.pod {
@@ -200,7 +199,7 @@ fn listening(verdict: &Verdict, facts: &Facts, options: &Options) -> Vec<String>
     }
     let mut found = Vec::new();
     let targets: BTreeSet<_> = verdict
-        .gone
+        .wrote
         .iter()
         .filter_map(|rule| Some((rule.dnat()?, rule.value("-p") == Some("udp"))))
         .collect();

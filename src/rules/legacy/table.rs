@@ -78,7 +78,7 @@ pub(super) struct Judge<'a> {
     pub(super) force: bool,
 }
 
-/// A table's plan with what the rest of the scan needs to know about what goes.
+/// A table's plan with what the rest of the scan needs to know about it.
 #[derive(Default)]
 pub(super) struct Verdict {
     pub(super) plan: TablePlan,
@@ -86,6 +86,29 @@ pub(super) struct Verdict {
     pub(super) writers: Vec<BTreeSet<usize>>,
     /// The rules that go, chains' contents and jumps, taken apart.
     pub(super) gone: Vec<Clauses>,
+    /// Every rule that the footprints' owner wrote, whether it goes or stays.
+    pub(super) wrote: Vec<Clauses>,
+}
+
+/// What becomes of a chain with one of the names.
+enum Fate {
+    /// It goes with all its rules.
+    Goes,
+    /// Its rules go. Rules of others still lead to it from these chains, so iptables refuses to delete it; a jump into
+    /// an empty chain comes straight back.
+    Emptied(BTreeSet<String>),
+    /// It stays as it is, and so does what leads to it.
+    Stays {
+        reason: String,
+        /// Whether it is EdgeMesh's all the same: then every rule that stays with it is named.
+        named: bool,
+    },
+}
+
+impl Fate {
+    fn stays(&self) -> bool {
+        matches!(self, Self::Stays { .. })
+    }
 }
 
 impl Judge<'_> {
@@ -96,64 +119,117 @@ impl Judge<'_> {
             plan: TablePlan { name: table.name.clone(), ..TablePlan::default() },
             ..Verdict::default()
         };
-        // Why each candidate has to stay; `None` while nothing speaks against it.
-        let mut candidates: BTreeMap<&str, Option<String>> = BTreeMap::new();
-        for chain in &table.chains {
-            if self.rows.iter().any(|row| row.owns(&table.name, &chain.name)) {
-                candidates.insert(&chain.name, self.unproven(&table.name, &chain.name));
-            }
-        }
-        let mut jumps: Vec<(&Rule, &Clauses)> = Vec::new();
+        let fates = self.fates(table, &rules);
         for (rule, clauses) in &rules {
-            if let Some(reason) = candidates.get(rule.chain.as_str()) {
-                let known = self.rows.iter().any(|row| row.wrote(&table.name, &rule.chain, clauses));
-                if !known && reason.is_none() {
-                    let name = &rule.chain;
+            if let Some(fate) = fates.get(rule.chain.as_str()) {
+                let Fate::Stays { named, .. } = fate else { continue };
+                let (name, known) = (&rule.chain, self.wrote(table, rule, clauses));
+                if *named && known {
+                    verdict.plan.keep(rule.line(), format!("EdgeMesh's, and goes once {name} can"));
+                    verdict.wrote.push(clauses.clone());
+                } else if *named {
                     verdict.plan.keep(rule.line(), format!("no EdgeMesh version wrote such a rule into {name}; delete it by hand and run cleanup again"));
-                    candidates.insert(&rule.chain, Some("holds a rule that is not EdgeMesh's".to_owned()));
                 }
                 continue;
             }
-            let Some(target) = clauses.target() else { continue };
-            let Some(reason) = candidates.get(target) else { continue };
-            let known =
-                self.rows.iter().any(|row| row.owns(&table.name, target) && row.jumped(&table.name, clauses));
-            if known || self.force {
-                jumps.push((rule, clauses));
-            } else if reason.is_none() {
+            let Some((target, fate)) = clauses.target().and_then(|name| Some((name, fates.get(name)?)))
+            else {
+                continue;
+            };
+            if matches!(fate, Fate::Stays { named: false, .. }) {
+                continue;
+            }
+            let known = self.jumped(table, target, clauses);
+            if known {
+                verdict.wrote.push(clauses.clone());
+            }
+            if !known && !self.force {
                 verdict.plan.keep(
                     rule.line(),
-                    format!("no EdgeMesh version wrote such a jump to {target}; --force removes it"),
+                    format!("no EdgeMesh version wrote such a jump to {target}; delete it by hand and run cleanup again, or --force removes it"),
                 );
-                if let Some(slot) = candidates.get_mut(target) {
-                    *slot = Some(format!("is still used by a rule in {}", rule.chain));
-                }
-            }
-        }
-        spread(&mut candidates, &rules);
-        for (rule, clauses) in jumps {
-            let gone =
-                clauses.target().and_then(|target| candidates.get(target)).is_some_and(Option::is_none);
-            if gone {
+            } else if fate.stays() {
+                verdict.plan.keep(rule.line(), format!("leads to {target}, which stays"));
+            } else {
                 verdict.writers.push(self.writers(|row| row.jumped(&table.name, clauses)));
                 verdict.gone.push(clauses.clone());
-                verdict.plan.jumps.push(rule.clone());
+                verdict.plan.jumps.push((*rule).clone());
             }
         }
-        for (name, reason) in candidates {
-            let Some(reason) = reason else {
+        for (name, fate) in fates {
+            if let Fate::Stays { reason, .. } = fate {
+                verdict.plan.keep(format!("-N {name}"), reason);
+                continue;
+            }
+            let inside = rules.iter().filter(|(rule, _)| rule.chain == name);
+            let before = verdict.plan.contents.len();
+            for (rule, clauses) in inside {
+                verdict.writers.push(self.writers(|row| row.wrote(&table.name, name, clauses)));
+                verdict.wrote.push(clauses.clone());
+                verdict.gone.push(clauses.clone());
+                verdict.plan.contents.push((*rule).clone());
+            }
+            let Fate::Emptied(users) = fate else {
                 verdict.writers.push(self.writers(|row| row.owns(&table.name, name)));
-                for (rule, clauses) in rules.iter().filter(|(rule, _)| rule.chain == name) {
-                    verdict.writers.push(self.writers(|row| row.wrote(&table.name, name, clauses)));
-                    verdict.gone.push(clauses.clone());
-                    verdict.plan.contents.push((*rule).clone());
-                }
                 verdict.plan.chains.push(name.to_owned());
                 continue;
             };
-            verdict.plan.keep(format!("-N {name}"), reason);
+            // The next run finds it empty, and has nothing to do.
+            if verdict.plan.contents.len() > before {
+                verdict.plan.emptied.push(name.to_owned());
+            }
+            let users = Vec::from_iter(users).join(", ");
+            verdict.plan.keep(
+                format!("-N {name}"),
+                format!("stays, without a rule, because rules in {users} lead to it; delete those by hand and run cleanup again, or use --force"),
+            );
         }
         verdict
+    }
+
+    /// What becomes of each chain of the table that has one of the names.
+    fn fates<'t>(&self, table: &'t Table, rules: &[(&Rule, Clauses)]) -> BTreeMap<&'t str, Fate> {
+        let mut fates: BTreeMap<&str, Fate> = BTreeMap::new();
+        for chain in &table.chains {
+            if self.rows.iter().any(|row| row.owns(&table.name, &chain.name)) {
+                let fate = match self.unproven(&table.name, &chain.name) {
+                    Some(reason) => Fate::Stays { reason, named: false },
+                    None => Fate::Goes,
+                };
+                fates.insert(&chain.name, fate);
+            }
+        }
+        for (rule, clauses) in rules {
+            let Some(fate) = fates.get_mut(rule.chain.as_str()) else { continue };
+            if !fate.stays() && !self.wrote(table, rule, clauses) {
+                *fate = Fate::Stays { reason: "holds a rule that is not EdgeMesh's".to_owned(), named: true };
+            }
+        }
+        spread(&mut fates, rules);
+        for (rule, clauses) in rules {
+            let Some(target) = clauses.target() else { continue };
+            if self.force || fates.contains_key(rule.chain.as_str()) || self.jumped(table, target, clauses) {
+                continue;
+            }
+            match fates.get_mut(target) {
+                Some(fate @ Fate::Goes) => *fate = Fate::Emptied(BTreeSet::from([rule.chain.clone()])),
+                Some(Fate::Emptied(users)) => {
+                    users.insert(rule.chain.clone());
+                }
+                _ => {}
+            }
+        }
+        fates
+    }
+
+    /// Whether a rule in one of the chains has a known shape.
+    fn wrote(&self, table: &Table, rule: &Rule, clauses: &Clauses) -> bool {
+        self.rows.iter().any(|row| row.wrote(&table.name, &rule.chain, clauses))
+    }
+
+    /// Whether a rule elsewhere that leads to one of the chains has a known shape.
+    fn jumped(&self, table: &Table, target: &str, clauses: &Clauses) -> bool {
+        self.rows.iter().any(|row| row.owns(&table.name, target) && row.jumped(&table.name, clauses))
     }
 
     /// Why a chain with one of the shared names may not be called EdgeMesh's.
@@ -178,17 +254,17 @@ impl TablePlan {
     }
 }
 
-/// A chain that stays keeps its rules, so the chains that they lead to stay, and so do the chains of ours that lead
-/// to it: otherwise a stranger's rule in it would silently stop to work.
-fn spread(candidates: &mut BTreeMap<&str, Option<String>>, rules: &[(&Rule, Clauses)]) {
+/// A chain that stays as it is keeps its rules, so the chains that they lead to stay, and so do the chains of ours that
+/// lead to it: otherwise a stranger's rule in it would silently stop to work.
+fn spread(fates: &mut BTreeMap<&str, Fate>, rules: &[(&Rule, Clauses)]) {
     loop {
         let mut next = None;
         for (rule, clauses) in rules {
             let Some(target) = clauses.target() else { continue };
-            let (Some(from), Some(to)) = (candidates.get(rule.chain.as_str()), candidates.get(target)) else {
+            let (Some(from), Some(to)) = (fates.get(rule.chain.as_str()), fates.get(target)) else {
                 continue;
             };
-            match (from.is_some(), to.is_some()) {
+            match (from.stays(), to.stays()) {
                 (true, false) => {
                     next = Some((target.to_owned(), format!("is used by {}, which stays", rule.chain)));
                 }
@@ -198,8 +274,8 @@ fn spread(candidates: &mut BTreeMap<&str, Option<String>>, rules: &[(&Rule, Clau
             break;
         }
         let Some((name, reason)) = next else { return };
-        if let Some(slot) = candidates.get_mut(name.as_str()) {
-            *slot = Some(reason);
+        if let Some(fate) = fates.get_mut(name.as_str()) {
+            *fate = Fate::Stays { reason, named: true };
         }
     }
 }

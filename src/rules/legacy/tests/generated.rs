@@ -138,6 +138,39 @@ proptest! {
     }
 
     #[test]
+    fn a_strangers_jump_keeps_an_empty_chain_and_nothing_else(
+        foreign in foreign(),
+        footprints in proptest::collection::vec(footprint(), 1..5),
+        spread in proptest::collection::vec(any::<prop::sample::Index>(), 8),
+        targets in proptest::sample::subsequence(vec!["EDGE-MESH", "EDGE-MESH-TCP", "EDGEMESH-PORTALS-HOST", "KUBE-PORTALS-HOST"], 1..4),
+        text in prop::sample::select(vec!["-s 10.0.0.1/32 -j", "-j", "-p tcp -m tcp --dport 1 -g"]),
+        force: bool,
+    ) {
+        let (mut clean, mut dirty) = mixed(&foreign, &footprints, &spread);
+        let targets: Vec<&str> = targets.into_iter().filter(|name| dirty.has_chain(name)).collect();
+        prop_assume!(!targets.is_empty());
+        for target in &targets {
+            let rule = Rule { chain: "PREROUTING".to_owned(), text: format!("{text} {target}") };
+            dirty.rules.push(rule.clone());
+            if !force {
+                clean.rules.push(rule);
+            }
+        }
+        if !force {
+            let all = dirty.chains.iter().filter(|chain| clean.has_chain(&chain.name) || targets.contains(&chain.name.as_str()));
+            clean.chains = all.cloned().collect();
+        }
+        let (left, plan) = cleaned(Dump { tables: vec![dirty], ..Dump::default() }, &Options { force, ..Options::default() });
+        prop_assert_eq!(&left.tables[0], &clean);
+        let named = kept(&plan);
+        for target in targets {
+            prop_assert_eq!(named.contains(&format!("-N {target}")), !force);
+            prop_assert_eq!(named.contains(&format!("-A PREROUTING {text} {target}")), !force);
+        }
+        prop_assert_eq!(kept(&judge(left)), named);
+    }
+
+    #[test]
     fn no_text_makes_the_scan_fail(text in "(-[AmjdpXg]|--[a-z]{1,9}|[ !\"\\\\a-zA-Z0-9./:-]){0,40}") {
         let rule = Rule { chain: "EDGE-MESH".to_owned(), text };
         let chain = Chain { name: "EDGE-MESH".to_owned(), policy: "-".to_owned() };

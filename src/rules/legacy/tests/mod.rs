@@ -5,7 +5,7 @@ mod generated;
 use std::fmt::Write as _;
 
 use super::facts::{Link, Process, Resolver, Route, Ruleset};
-use super::plan::{Item, TablePlan};
+use super::plan::{Item, Kept, TablePlan};
 use super::*;
 use crate::net::listening::Listening;
 use crate::rules::apply::{Backend, Family};
@@ -192,18 +192,46 @@ fn a_strangers_rule_in_a_chain_keeps_the_chain_and_all_that_hangs_on_it() {
             kept(&plan).contains(&"-N EDGE-MESH".to_owned())
                 && kept(&plan).contains(&"-N EDGE-MESH-TCP".to_owned())
         );
+        // Its rules and the jumps still have their effect, so each is named, once.
+        let lines = left.tables[0].rules.iter().map(Rule::line).filter(|line| line.contains("EDGE-MESH"));
+        let named: Vec<String> = kept(&plan).into_iter().filter(|line| line.starts_with("-A ")).collect();
+        assert_eq!(named, lines.collect::<Vec<_>>());
     }
 }
 
+/// What a table is without the rules that name one of these chains as their place or their target.
+fn without(mut dump: Dump, chains: &[&str]) -> Dump {
+    for table in &mut dump.tables {
+        table.rules.retain(|rule| {
+            !chains.contains(&rule.chain.as_str())
+                && !chains.contains(&rule.target().unwrap_or_default().as_str())
+        });
+    }
+    dump
+}
+
 #[test]
-fn a_strangers_jump_needs_force() {
+fn a_strangers_jump_keeps_an_empty_chain_and_needs_force() {
     for jump in ["-s 10.9.9.9/32 -j EDGE-MESH", "-d 9.251.0.0/16 -p tcp -g EDGE-MESH"] {
         let mut dump = fixture("f2");
         let foreign = Rule { chain: "DOCKER".to_owned(), text: jump.to_owned() };
+        let mut bare = without(dump.clone(), &["EDGE-MESH"]);
+        bare.tables[0].rules.push(foreign.clone());
         dump.tables[0].rules.push(foreign.clone());
         let (left, plan) = cleaned(dump.clone(), &Options::default());
-        assert_eq!(left, dump);
-        assert!(plan.blocked() && kept(&plan).contains(&foreign.line()));
+        assert_eq!(left, bare);
+        assert!(plan.blocked() && plan.versions == ["EdgeMesh of KubeEdge v1.3.0 to v1.7.x"]);
+        assert_eq!(kept(&plan), [foreign.line(), "-N EDGE-MESH".to_owned()]);
+        let why = plan.tables().flat_map(|table| &table.kept);
+        for reason in why.map(|kept| &kept.reason) {
+            assert!(
+                reason.contains("by hand and run cleanup again") && reason.contains("--force"),
+                "{reason}"
+            );
+        }
+        let again = judge(left);
+        let says = |plan: &Plan| plan.tables().flat_map(|table| table.kept.clone()).collect::<Vec<_>>();
+        assert!(again.blocked() && says(&again) == says(&plan));
         let (left, plan) = cleaned(dump, &Options { force: true, ..Options::default() });
         assert!(
             !plan.blocked()
@@ -211,6 +239,44 @@ fn a_strangers_jump_needs_force() {
                 && !left.tables[0].rules.contains(&foreign)
         );
     }
+}
+
+#[test]
+fn only_the_chain_that_a_stranger_leads_to_outlives_its_rules() {
+    for (at, goes) in [("EDGE-MESH", "EDGE-MESH-TCP"), ("EDGE-MESH-TCP", "EDGE-MESH")] {
+        let mut dump = fixture("f5");
+        let mut bare = without(dump.clone(), &[at, goes]);
+        for (dump, chain) in [(&mut dump, "MYCHAIN"), (&mut bare, "MYCHAIN")] {
+            dump.tables[0].chains.push(Chain { name: chain.to_owned(), policy: "-".to_owned() });
+            let text = format!("-s 10.1.1.1/32 -p tcp -j {at}");
+            dump.tables[0].rules.push(Rule { chain: chain.to_owned(), text });
+        }
+        bare.tables[0].chains.retain(|chain| chain.name != goes);
+        let (left, plan) = cleaned(dump, &Options::default());
+        assert_eq!(left, bare, "{at}");
+        assert_eq!(kept(&plan).len(), 2);
+        let chain = plan.tables().flat_map(|table| &table.kept).find(|kept| kept.rule == format!("-N {at}"));
+        assert!(chain.unwrap().reason.contains("rules in MYCHAIN lead"), "{chain:?}");
+    }
+}
+
+#[test]
+fn a_chain_that_would_be_emptied_stays_full_while_edgemesh_is_alive() {
+    let mut dump = fixture("f5");
+    dump.tables[0]
+        .rules
+        .push(Rule { chain: "DOCKER".to_owned(), text: "-s 10.9.9.9/32 -j EDGE-MESH".to_owned() });
+    let mut facts = facts_of(dump);
+    let address = "169.254.96.16:40001".parse().unwrap();
+    facts.listeners = vec![Listening { udp: false, address, inode: 0 }];
+    let found = plan(&facts, &Options::default());
+    assert!(!found.changes() && found.refused.len() == 1);
+    let named: Vec<&Kept> = found.tables().flat_map(|table| &table.kept).collect();
+    let of = |rule: &str| {
+        named.iter().filter(|kept| kept.rule == rule).map(|kept| &kept.reason).collect::<Vec<_>>()
+    };
+    assert!(matches!(of("-N EDGE-MESH")[..], [reason] if reason.contains("is alive")), "{named:#?}");
+    assert!(matches!(of("-N EDGE-MESH-TCP")[..], [reason] if reason.contains("is alive")), "{named:#?}");
 }
 
 #[test]
@@ -388,6 +454,40 @@ fn routes_go_if_their_range_is_edgemeshs_and_their_gateway_is_this_machine() {
 }
 
 #[test]
+fn a_rule_that_stays_says_as_much_about_a_route_as_one_that_goes() {
+    let jump = ("MYCHAIN", "-s 10.1.1.1/32 -p tcp -j EDGE-MESH");
+    let inside = ("EDGE-MESH", "-s 10.9.9.9/32 -j RETURN");
+    for (chain, text) in [jump, inside] {
+        let mut dump = fixture("f5");
+        dump.tables[0].rules.push(Rule { chain: chain.to_owned(), text: text.to_owned() });
+        // A stranger's range is none of EdgeMesh's.
+        let own =
+            Rule { chain: "DOCKER".to_owned(), text: "-d 10.200.0.0/16 -p udp -j EDGE-MESH".to_owned() };
+        dump.tables[0].rules.push(own);
+        let mut facts = facts_of(dump);
+        facts.links = vec![link("docker0", "bridge", "172.17.0.1")];
+        facts.routes = ["10.96.0.0/12", "10.200.0.0/16"]
+            .map(|range| Route {
+                table: 254,
+                destination: range.parse().unwrap(),
+                gateway: "172.17.0.1".parse().ok(),
+                device: "docker0".to_owned(),
+                protocol: 3,
+            })
+            .to_vec();
+        for force in [false, true] {
+            let found = plan(&facts, &Options { force, ..Options::default() });
+            let goes: Vec<bool> = found.routes.iter().map(|item| item.remove).collect();
+            assert_eq!(goes, [true, false], "{chain} {force}");
+        }
+        // Unless it is still in use.
+        let address = "169.254.96.16:40001".parse().unwrap();
+        facts.listeners = vec![Listening { udp: false, address, inode: 0 }];
+        assert!(!plan(&facts, &Options::default()).changes(), "{chain}");
+    }
+}
+
+#[test]
 fn name_servers_go_if_they_were_edgemesh_and_are_dead() {
     let ip = |text: &str| -> std::net::IpAddr { text.parse().unwrap() };
     let mut facts = Facts { links: vec![link("cni0", "bridge", "10.22.0.1")], ..Facts::default() };
@@ -437,9 +537,12 @@ fn an_unreadable_table_is_reported() {
 
 #[test]
 fn refusing_leaves_nothing_to_do() {
-    let mut table = TablePlan { chains: vec!["X".to_owned()], ..TablePlan::default() };
-    table.refuse("why");
-    assert!(!table.changes() && table.kept[0].blocks);
+    for (chains, emptied) in [(vec!["X".to_owned()], Vec::new()), (Vec::new(), vec!["X".to_owned()])] {
+        let mut table = TablePlan { chains, emptied, ..TablePlan::default() };
+        assert!(table.changes());
+        table.refuse("why");
+        assert!(!table.changes() && table.kept[0].blocks);
+    }
     assert!(Item::blocked("x", "y").blocks && !Item::left("x", "y").blocks);
 }
 
