@@ -94,8 +94,8 @@ pub fn layout(packet: &[u8]) -> Option<Layout> {
     let mut at = question_end(packet)?;
     let mut found = Layout::default();
     let [answers, authorities, others] = [6, 8, 10].map(|at| u16_at(packet, at));
-    let (answers, all) = (answers?, u32::from(answers?) + u32::from(authorities?) + u32::from(others?));
-    for _ in 0..all {
+    let (answers, all) = (u32::from(answers?), u32::from(answers?) + u32::from(authorities?) + u32::from(others?));
+    for n in 0..all {
         let start = at;
         at = skip_name(packet, at)?;
         let (kind, ttl) = (u16_at(packet, at)?, u32_at(packet, at + 4)?);
@@ -109,9 +109,9 @@ pub fn layout(packet: &[u8]) -> Option<Layout> {
             }
         } else {
             found.ttls.push(at + 4);
-            // RFC 2308: a negative answer lives as long as the smaller of the two numbers.
+            // RFC 2308: a negative answer, which may begin with aliases, lives as long as the smaller of the two numbers.
             let own =
-                if kind == SOA && answers == 0 { ttl.min(u32_at(packet, end.checked_sub(4)?)?) } else { ttl };
+                if kind == SOA && n >= answers { ttl.min(u32_at(packet, end.checked_sub(4)?)?) } else { ttl };
             found.lowest_ttl = Some(found.lowest_ttl.map_or(own, |lowest| lowest.min(own)));
         }
         at = end;
