@@ -94,7 +94,8 @@ pub fn layout(packet: &[u8]) -> Option<Layout> {
     let mut at = question_end(packet)?;
     let mut found = Layout::default();
     let [answers, authorities, others] = [6, 8, 10].map(|at| u16_at(packet, at));
-    let (answers, all) = (u32::from(answers?), u32::from(answers?) + u32::from(authorities?) + u32::from(others?));
+    let (answers, all) =
+        (u32::from(answers?), u32::from(answers?) + u32::from(authorities?) + u32::from(others?));
     for n in 0..all {
         let start = at;
         at = skip_name(packet, at)?;
@@ -207,6 +208,23 @@ mod tests {
         assert!(!answers(&plain, 8, QUESTION));
         assert!(!answers(&plain, 7, b"\x02ww\x07example\x03com\x00\x00\x01\x00\x01"));
         assert!(!answers(&with_question(7, 0, QUESTION), 7, QUESTION), "a query is no answer");
+    }
+
+    /// Behind an alias as well.
+    #[test]
+    fn there_is_nothing_for_no_longer_than_the_soa_says() {
+        for aliases in [0, 1] {
+            let mut packet = with_question(7, flag::RESPONSE, QUESTION);
+            put_u16(&mut packet, 6, aliases);
+            put_u16(&mut packet, 8, 1);
+            if aliases == 1 {
+                packet.extend(b"\xc0\x0c\x00\x05\x00\x01\x00\x00\x01\x2c\x00\x02\xc0\x10");
+            }
+            packet.extend(b"\xc0\x10\x00\x06\x00\x01\x00\x00\x0e\x10\x00\x18\xc0\x10\xc0\x10");
+            packet.extend([0; 16]);
+            packet.extend(7u32.to_be_bytes());
+            assert_eq!(layout(&packet).and_then(|found| found.lowest_ttl), Some(7), "{aliases} aliases");
+        }
     }
 
     #[test]
