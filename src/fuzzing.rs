@@ -72,6 +72,7 @@ fn serve(objects: Vec<Object>) {
             snapshot: &snapshot,
             ranges: &[],
             names: &BTreeSet::default(),
+            by_name: &BTreeSet::default(),
             domain: "cluster.local",
             live: &|_, _| None,
         };

@@ -2,6 +2,7 @@
 
 mod lab;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -74,6 +75,14 @@ fn the_commands_print_what_the_contract_says() {
     assert_eq!(answer["backends"][0]["eligible"], false, "{answer}");
     assert!(answer["backends"][0]["reason"].as_str().is_some_and(|why| !why.is_empty()), "{answer}");
 
+    // The port of an HTTP service, where HTTP is answered by name.
+    let answer = a.edgesplice_json(&["resolve", "169.254.96.16:12345", "-o", "json"]);
+    assert_eq!(answer["verdict"], "not-intercepted", "{answer}");
+    assert!(answer["why"].as_str().is_some_and(|why| why.contains("HTTP requests")), "{answer}");
+    // An address by itself is no target, however it is asked.
+    let (code, body) = agent.get("/api/v1/resolve?target=10.96.0.30").expect("an answer");
+    assert!(code == 400 && body.contains("an address needs a port"), "{code} {body}");
+
     assert_eq!(agent.get("/healthz").expect("an answer").0, 200);
     let (code, metrics) = agent.get("/metrics").expect("an answer");
     assert!(code == 200 && metrics.contains("edgesplice_"), "{metrics}");
@@ -113,6 +122,65 @@ fn rules_prints_them_and_changes_nothing() {
         assert!(run.stdout.contains(range), "{range} is not captured:\n{}", run.stdout);
     }
     assert!(redirects.iter().all(|rule| rule.text.contains("15001")), "{}", run.stdout);
+}
+
+/// Chains and rules of ours of one back end, table by table, in an order of their own.
+fn ours(text: &str) -> BTreeSet<String> {
+    let mut table = "";
+    let mut lines = BTreeSet::new();
+    for line in text.lines() {
+        match line.strip_prefix('*') {
+            Some(name) => table = name,
+            None if line.contains("EDGESPLICE") => {
+                lines.insert(format!("{table} {}", line.split(" [").next().unwrap_or(line)));
+            }
+            None => {}
+        }
+    }
+    lines
+}
+
+/// The marks of the tables that are there only because of the agent are part of what it installs.
+#[test]
+fn rules_prints_the_chains_that_run_installs() {
+    for backend in ["nft", "legacy"] {
+        let lab = Lab::new(&format!("rules-{backend}"));
+        let a = lab.node("a");
+        if backend == "nft" {
+            // Somebody else's table: it gets no mark.
+            let foreign = a.run(&["iptables-nft", "-t", "filter", "-A", "INPUT", "-j", "ACCEPT"]);
+            assert_eq!(foreign.code, 0, "{}", foreign.stderr);
+        }
+        let file = lab.dir().join("cluster.yaml");
+        fs::write(&file, CLUSTER).expect("a file");
+        let file = file.display().to_string();
+        let print = || {
+            let options = ["rules", "--node-name", "a", "--manifests", &file, "--iptables-backend", backend];
+            let run = a.edgesplice(&[&options[..], &["--service-cidr", lab::SERVICE_CIDRS]].concat());
+            assert_eq!(run.code, 0, "{}", run.stderr);
+            run.stdout
+        };
+        let before = print();
+        let agent = Agent::on(&a).backend(backend).manifest("cluster.yaml", CLUSTER).start();
+        let (v4, v6) = before.split_once("# ipv6 for ").expect("two families");
+        for (printed, family) in [(v4, "iptables"), (v6, "ip6tables")] {
+            let save = a.run(&[&format!("{family}-{backend}-save")]).stdout;
+            let chains = |text: &str| -> BTreeSet<String> {
+                ours(text).into_iter().filter(|line| line.contains(" :")).collect()
+            };
+            assert_eq!(chains(printed), chains(&save), "{family} {backend}\n{before}\n{save}");
+            let marks = chains(printed).iter().filter(|line| line.contains("-CREATED")).count();
+            let wanted = match (backend, family) {
+                ("legacy", _) => 0,
+                (_, "iptables") => 2,
+                _ => 3,
+            };
+            assert_eq!(marks, wanted, "{family} {backend}\n{before}");
+        }
+        // Beside a running agent as well.
+        assert_eq!(print().matches(":EDGESPLICE-CREATED").count(), if backend == "nft" { 5 } else { 0 });
+        drop(agent);
+    }
 }
 
 #[test]

@@ -52,6 +52,10 @@ fn manifest() -> String {
         objects::slice("crowd", &[("x", 1, "TCP")], &many),
         external("alias", "web.default.svc.cluster.local"),
         external("outside", "www.example.test"),
+        external("lost", "nothing.example.test"),
+        external("alone", "solo.default.svc.cluster.local"),
+        external("dangling", "none.default.svc.cluster.local"),
+        external("circle", "circle.default.svc.cluster.local"),
         json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "bare"}}),
     ])
 }
@@ -240,6 +244,19 @@ fn every_kind_of_record() {
                 "web.default.svc.cluster.local. 5 IN A 10.96.0.60",
             ],
         ),
+        // Where an alias ends counts.
+        (
+            "alone.default.svc.cluster.local",
+            "AAAA",
+            "NOERROR",
+            &["alone.default.svc.cluster.local. 5 IN CNAME solo.default.svc.cluster.local."],
+        ),
+        (
+            "dangling.default.svc.cluster.local",
+            "A",
+            "NXDOMAIN",
+            &["dangling.default.svc.cluster.local. 5 IN CNAME none.default.svc.cluster.local."],
+        ),
         (
             "10-1-0-2.default.pod.cluster.local",
             "A",
@@ -258,13 +275,16 @@ fn every_kind_of_record() {
     let mut wrong = String::new();
     for (name, kind, status, answer) in cases {
         let dug = dig(&scene.routed, CLUSTER, &[name, kind]);
-        let negative = answer.is_empty();
+        let negative = answer.iter().all(|line| line.contains(" IN CNAME "));
         let soa = dug.section("AUTHORITY").iter().any(|line| line.contains(" IN SOA ns.dns.cluster.local. "));
         if dug.status != *status || dug.section("ANSWER") != *answer || soa != negative || !dug.flag("aa") {
             let _ = writeln!(wrong, "{name} {kind}: wanted {status} {answer:?}\n{}", dug.text);
         }
     }
     assert!(wrong.is_empty(), "{wrong}");
+    // Nobody can say what a circle leads to.
+    let dug = dig(&scene.routed, CLUSTER, &["circle.default.svc.cluster.local"]);
+    assert!(dug.status == "SERVFAIL" && dug.section("ANSWER").is_empty(), "{}", dug.text);
     // Too much for a client without EDNS: cut off and said to be; over TCP it is whole.
     let cut = dig(&scene.routed, CLUSTER, &["crowd.default.svc.cluster.local", "+noedns", "+ignore"]);
     assert!(cut.flag("tc") && (1..100).contains(&cut.section("ANSWER").len()), "{}", cut.text);
@@ -316,6 +336,10 @@ fn foreign_names_are_relayed_kept_and_given_out_when_nobody_can_be_asked() {
     let wanted = ["outside.default.svc.cluster.local. 5 IN CNAME www.example.test."];
     assert!(dug.section("ANSWER").len() == 2 && dug.section("ANSWER")[0] == wanted[0], "{}", dug.text);
 
+    let lost = ["lost.default.svc.cluster.local. 5 IN CNAME nothing.example.test."];
+    let dug = dig(&scene.routed, OWN, &["lost.default.svc.cluster.local"]);
+    assert_eq!((&*dug.status, &dug.section("ANSWER")[..]), ("NXDOMAIN", &lost.map(String::from)[..]));
+
     // The server goes, and the answer's time passes.
     drop(server);
     std::thread::sleep(Duration::from_millis(2_500));
@@ -325,6 +349,11 @@ fn foreign_names_are_relayed_kept_and_given_out_when_nobody_can_be_asked() {
         assert!(dug.took() < Duration::from_secs(1), "{}", dug.text);
         let dug = dig(&scene.routed, OWN, &["other.example.test"]);
         assert!(dug.status == "SERVFAIL" && dug.took() < Duration::from_secs(2), "{}", dug.text);
+        // An alias to what nobody can be asked about: no empty answer, which programs take for "no such host".
+        let dug = dig(&scene.routed, OWN, &["lost.default.svc.cluster.local"]);
+        assert!(dug.status == "SERVFAIL" && dug.took() < Duration::from_secs(2), "{}", dug.text);
+        let dug = dig(&scene.routed, OWN, &["outside.default.svc.cluster.local"]);
+        assert!(dug.status == "NOERROR" && dug.section("ANSWER").len() == 2, "{}", dug.text);
     }
     let dug = dig(&scene.routed, OWN, &["web.default.svc.cluster.local"]);
     assert!(dug.status == "NOERROR" && dug.took() < Duration::from_millis(500), "{}", dug.text);

@@ -1,21 +1,22 @@
 //! The DNS server's pure parts against whatever may come: packets, names, and Services that come and go.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use edgesplice::config::{DnsMode, DnsSettings, UpstreamFrom};
 use edgesplice::dns::message::{self, Packet};
 use edgesplice::dns::zone::{Outcome, Zone};
-use edgesplice::dns::{Dns, cache::Kept, wire};
+use edgesplice::dns::{Current, Dns, cache::Kept, wire};
 use edgesplice::model::{Local, Snapshot, Store};
 use edgesplice::source::slim::{Kind, Object, decode};
-use hickory_proto::op::{Message, ResponseCode};
-use hickory_proto::rr::{Name, RData, RecordType};
+use hickory_proto::op::{Message, MessageType, Query, ResponseCode};
+use hickory_proto::rr::rdata::{A, SOA};
+use hickory_proto::rr::{Name, RData, Record, RecordType};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 fn object(kind: Kind, value: Value) -> Object {
     decode(kind, value).expect("a good object")
@@ -91,26 +92,34 @@ fn answers_follow_the_objects() {
     );
 }
 
+fn alias(name: &str, to: &str) -> Object {
+    object(
+        Kind::Service,
+        json!({"metadata": {"name": name}, "spec": {"type": "ExternalName", "externalName": to}}),
+    )
+}
+
 #[test]
 fn aliases_that_lead_in_circles_end() {
     let mut store = Store::new(Local::new("edge-a"));
-    let alias = |name: &str, to: &str| {
-        object(
-            Kind::Service,
-            json!({"metadata": {"name": name}, "spec": {"type": "ExternalName", "externalName": to}}),
-        )
-    };
-    store.replace(vec![
+    let mut objects = vec![
         alias("one", "two.default.svc.cluster.local"),
         alias("two", "one.default.svc.cluster.local"),
+        alias("self", "self.default.svc.cluster.local"),
         alias("ip", "192.0.2.7"),
-    ]);
+        service("web", "10.96.0.7"),
+        alias("far-0", "web.default.svc.cluster.local"),
+    ];
+    let far = |n: u8| alias(&format!("far-{n}"), &format!("far-{}.default.svc.cluster.local", n - 1));
+    objects.extend((1..20).map(far));
+    store.replace(objects);
     let snapshot = store.snapshot();
-    let Outcome::Found { records, .. } = ask(&snapshot, "one.default.svc.cluster.local.", RecordType::A)
-    else {
-        panic!("no answer")
-    };
-    assert!(records.len() <= 8 && records.iter().all(|r| matches!(r.data, RData::CNAME(_))), "{records:?}");
+    for name in ["one", "self", "far-19"] {
+        let outcome = ask(&snapshot, &format!("{name}.default.svc.cluster.local."), RecordType::A);
+        assert_eq!(outcome, Outcome::Astray, "{name}");
+    }
+    let near = ask(&snapshot, "far-4.default.svc.cluster.local.", RecordType::A);
+    assert_eq!(ips(&near), [IpAddr::from([10, 96, 0, 7])]);
     // An address as the external name is a name like any other.
     let Outcome::Alias { target, .. } = ask(&snapshot, "ip.default.svc.cluster.local.", RecordType::A) else {
         panic!("no alias")
@@ -118,33 +127,144 @@ fn aliases_that_lead_in_circles_end() {
     assert_eq!(target.to_string(), "192.0.2.7.");
 }
 
-/// Before the Services are known, nothing is said not to exist: it would be remembered.
+/// A DNS server that was told what to say: the first label of the name is the code; with `none` or `nxdomain` comes
+/// the SOA, of which 600 s are left, with a minimum of 60 s.
+async fn upstream() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").await.expect("a socket");
+    let addr = socket.local_addr().expect("its address");
+    tokio::spawn(async move {
+        let mut buffer = [0; 1_500];
+        while let Ok((length, client)) = socket.recv_from(&mut buffer).await {
+            let Ok(mut message) = Message::from_vec(&buffer[..length]) else { continue };
+            let asked = message.queries[0].clone();
+            message.metadata.message_type = MessageType::Response;
+            let first = asked.name.iter().next().map(<[u8]>::to_vec).unwrap_or_default();
+            let origin = asked.name.base_name();
+            match &first[..] {
+                b"good" => {
+                    message.add_answer(Record::from_rdata(asked.name, 60, RData::A(A::new(192, 0, 2, 1))));
+                }
+                b"servfail" => message.metadata.response_code = ResponseCode::ServFail,
+                b"refused" => message.metadata.response_code = ResponseCode::Refused,
+                b"silent" => continue,
+                code => {
+                    if code == b"nxdomain" {
+                        message.metadata.response_code = ResponseCode::NXDomain;
+                    }
+                    let soa = SOA::new(origin.clone(), origin.clone(), 1, 2, 3, 4, 60);
+                    message.add_authority(Record::from_rdata(origin, 600, RData::SOA(soa)));
+                }
+            }
+            let _ = socket.send_to(&message.to_vec().expect("a message"), client).await;
+        }
+    });
+    addr
+}
+
+/// The answer to an alias is that of what it leads to: an alias alone would say that there is nothing, and be believed.
 #[tokio::test]
-async fn nothing_is_denied_before_the_first_snapshot() {
+async fn an_alias_is_answered_as_its_target_is() {
+    let cluster = |name: &str| format!("{name}.default.svc.cluster.local");
+    let mut store = Store::new(Local::new("edge-a"));
+    store.replace(vec![
+        service("web", "10.96.0.7"),
+        alias("good", "good.example.test"),
+        alias("servfail", "servfail.example.test"),
+        alias("refused", "refused.example.test"),
+        alias("silent", "silent.example.test"),
+        alias("nxdomain", "nxdomain.example.test"),
+        alias("none", "none.example.test"),
+        alias("inside", &cluster("web")),
+        alias("missing", &cluster("nobody")),
+        alias("self", &cluster("self")),
+        alias("one", &cluster("two")),
+        alias("two", &cluster("one")),
+    ]);
+    let snapshot = store.snapshot();
+    let (listener, dns) = (
+        TcpListener::bind("127.0.0.1:0").await.expect("a listener"),
+        server(upstream().await, Arc::new(move || Some(Arc::clone(&snapshot)))),
+    );
+    let at = listener.local_addr().expect("its address");
+    tokio::spawn(async move {
+        while let Ok((stream, peer)) = listener.accept().await {
+            tokio::spawn(dns.resolver().serve_stream(stream, peer));
+        }
+    });
+    let ours = Some("cluster.local.");
+    let theirs = Some("example.test.");
+    let (good, failure, missing) = (ResponseCode::NoError, ResponseCode::ServFail, ResponseCode::NXDomain);
+    for (name, kind, code, answer, soa) in [
+        ("good", RecordType::A, good, &["CNAME", "A"][..], None),
+        ("good", RecordType::CNAME, good, &["CNAME"], None),
+        ("nxdomain", RecordType::A, missing, &["CNAME"], theirs),
+        ("nxdomain", RecordType::AAAA, missing, &["CNAME"], theirs),
+        ("none", RecordType::A, good, &["CNAME"], theirs),
+        ("servfail", RecordType::A, failure, &[], None),
+        ("refused", RecordType::A, failure, &[], None),
+        ("silent", RecordType::A, failure, &[], None),
+        // Not kept as anything else.
+        ("servfail", RecordType::A, failure, &[], None),
+        ("inside", RecordType::A, good, &["CNAME", "A"], None),
+        ("inside", RecordType::AAAA, good, &["CNAME"], ours),
+        ("inside", RecordType::CNAME, good, &["CNAME"], None),
+        ("missing", RecordType::A, missing, &["CNAME"], ours),
+        ("missing", RecordType::CNAME, good, &["CNAME"], None),
+        ("self", RecordType::A, failure, &[], None),
+        ("one", RecordType::AAAA, failure, &[], None),
+        ("web", RecordType::AAAA, good, &[], ours),
+    ] {
+        let asked = Name::from_ascii(format!("{}.", cluster(name))).expect("a name");
+        let mut query = Message::query();
+        query.add_query(Query::query(asked, kind));
+        let mut client = TcpStream::connect(at).await.expect("a stream");
+        let told = exchange(&mut client, &query.to_vec().expect("a query")).await;
+        let told = Message::from_vec(&told).expect("an answer");
+        let kinds: Vec<String> = told.answers.iter().map(|r| r.record_type().to_string()).collect();
+        let authority = told.authorities.first().map(|r| r.name.to_string());
+        assert_eq!(
+            (told.metadata.response_code, &kinds[..], authority.as_deref()),
+            (code, &answer.iter().map(ToString::to_string).collect::<Vec<_>>()[..], soa),
+            "{name} {kind}: {told:?}"
+        );
+    }
+}
+
+/// A DNS server for `cluster.local` that asks `upstream` for other names.
+fn server(upstream: SocketAddr, current: Current) -> Dns {
     let settings = DnsSettings {
         mode: DnsMode::Auto,
         listen: Vec::new(),
         domain: "cluster.local".to_owned(),
-        // Nobody is there: a closed port of this machine.
-        upstreams: vec![([127, 0, 0, 1], 1).into()],
+        upstreams: vec![upstream],
         upstream_from: UpstreamFrom::Node,
     };
+    let runtime = tokio::runtime::Handle::current();
+    Dns::new(&settings, runtime, current, Arc::new(|_| false), Arc::new(Vec::new), 0).expect("a DNS server")
+}
+
+async fn exchange(client: &mut TcpStream, query: &[u8]) -> Vec<u8> {
+    let length = u16::try_from(query.len()).expect("short");
+    client.write_all(&[&length.to_be_bytes(), query].concat()).await.expect("a question");
+    let mut answer = vec![0; usize::from(client.read_u16().await.expect("a length"))];
+    client.read_exact(&mut answer).await.expect("an answer");
+    answer
+}
+
+/// Before the Services are known, nothing is said not to exist: it would be remembered.
+#[tokio::test]
+async fn nothing_is_denied_before_the_first_snapshot() {
     let known: Arc<OnceLock<Arc<Snapshot>>> = Arc::default();
     let current = Arc::clone(&known);
-    let runtime = tokio::runtime::Handle::current();
-    let current = Arc::new(move || current.get().cloned());
-    let dns = Dns::new(&settings, runtime, current, Arc::new(|_| false), Arc::new(Vec::new), 0)
-        .expect("a DNS server");
+    // Nobody is there: a closed port of this machine.
+    let dns = server(([127, 0, 0, 1], 1).into(), Arc::new(move || current.get().cloned()));
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let mut client = TcpStream::connect(listener.local_addr().expect("its address")).await.expect("a stream");
     let (stream, peer) = listener.accept().await.expect("a stream");
     let serving = tokio::spawn(dns.resolver().serve_stream(stream, peer));
     let mut ask = async |name: &[u8]| {
         let query = wire::with_question(7, 0x0100, &[name, b"\0\0\x01\0\x01"].concat());
-        let length = u16::try_from(query.len()).expect("short");
-        client.write_all(&[&length.to_be_bytes(), &query[..]].concat()).await.expect("a question");
-        let mut answer = vec![0; usize::from(client.read_u16().await.expect("a length"))];
-        client.read_exact(&mut answer).await.expect("an answer");
+        let answer = exchange(&mut client, &query).await;
         answer[3] & 15
     };
     let (own, foreign) = (&b"\x04none\x07default\x03svc\x07cluster\x05local"[..], &b"\x03www\x07example"[..]);

@@ -56,6 +56,16 @@ pub(super) fn doors(snapshot: &Snapshot, listen: &BTreeSet<SocketAddr>) -> Vec<(
     addresses(listen).flat_map(at).map(|at| (at, door.clone())).collect()
 }
 
+/// Where requests are answered by name under `settings`, by an agent that answers names at `listen`.
+pub(super) fn frontends(
+    settings: &Settings,
+    snapshot: &Snapshot,
+    listen: &BTreeSet<SocketAddr>,
+) -> BTreeSet<Frontend> {
+    let doors = if settings.proxy.http.on { doors(snapshot, listen) } else { Vec::new() };
+    doors.into_iter().map(|(at, _)| at).collect()
+}
+
 /// The service that a host name stands for: `name`, `name.namespace`, and what DNS would answer.
 fn service_of(host: &str, domain: &str) -> Option<ServiceId> {
     let short = host.strip_suffix(domain).and_then(|rest| rest.strip_suffix(".svc."));

@@ -78,6 +78,23 @@ struct Last {
     astray: u32,
 }
 
+impl Last {
+    /// What `/healthz` says of it. `is_out`: there is no room for connections; `is_due`: there is something to probe.
+    fn told(&self, is_out: bool, is_due: impl FnOnce() -> bool) -> String {
+        match (self.at, self.frontend) {
+            _ if is_out => "not probed: as many connections as may be are open".to_owned(),
+            _ if self.silent > 0 => format!("{} probes in a row were not answered", self.silent),
+            (Some(at), Some(frontend)) if self.astray == 0 => {
+                format!("took a connection to {frontend} {:.0} s ago", at.elapsed().as_secs_f64())
+            }
+            (Some(_), Some(frontend)) => format!("not probed: connections to {frontend} do not lead here"),
+            // Just after the start, or after a time without room or services.
+            _ if is_due() => format!("not probed yet: that comes within {} s", EVERY.as_secs()),
+            _ => "not probed: no TCP service port is served".to_owned(),
+        }
+    }
+}
+
 impl Default for Seen {
     fn default() -> Self {
         Self { results: Tally::new(&RESULTS), times: Histogram::default(), last: ArcSwap::default() }
@@ -176,15 +193,7 @@ impl Prober {
         let (age, moves) = self.pulse.age();
         let control = self.shared.control.age();
         let last = self.seen.last.load();
-        let acceptor = match (last.at, last.frontend) {
-            _ if self.room.is_out() => "not probed: as many connections as may be are open".to_owned(),
-            _ if last.silent > 0 => format!("{} probes in a row were not answered", last.silent),
-            (Some(at), Some(frontend)) if last.astray == 0 => {
-                format!("took a connection to {frontend} {:.0} s ago", at.elapsed().as_secs_f64())
-            }
-            (Some(_), Some(frontend)) => format!("not probed: connections to {frontend} do not lead here"),
-            _ => "not probed: no TCP service port is served".to_owned(),
-        };
+        let acceptor = last.told(self.room.is_out(), || self.frontend().is_some());
         vec![
             condition("data-plane", moves, format!("last moved {:.1} s ago", age.as_secs_f64())),
             condition("acceptor", last.silent < IN_A_ROW, acceptor),
@@ -204,5 +213,23 @@ impl Prober {
             "connections of this host's processes to {frontend} do not lead to this agent; another program's rules may \
              come first: `edgesplice check` looks for it"
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn before_the_first_probe_nothing_is_said_of_what_is_served() {
+        let (none, at) = (Last::default(), SocketAddr::from(([10, 96, 0, 1], 80)));
+        assert_eq!(none.told(false, || true), "not probed yet: that comes within 5 s");
+        assert_eq!(none.told(false, || false), "not probed: no TCP service port is served");
+        // There was no room at the last probe, and there is now.
+        let now = Last { at: Some(Instant::now()), ..Last::default() };
+        assert!(now.told(true, || true).contains("as many connections"));
+        assert!(now.told(false, || true).contains("not probed yet"));
+        let took = Last { frontend: Some(at), ..now };
+        assert_eq!(took.told(false, || true), "took a connection to 10.96.0.1:80 0 s ago");
     }
 }

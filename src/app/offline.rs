@@ -170,10 +170,13 @@ pub fn resolve_offline(settings: &Settings, target: &str) -> anyhow::Result<Reso
     let (snapshot, ranges) = runtime()?.block_on(begin(settings))?;
     let names =
         if settings.dns.mode == DnsMode::Auto { control::dns_frontends(&snapshot) } else { BTreeSet::new() };
+    let dns = settings.dns.mode == DnsMode::Auto;
+    let listen = settings.dns.listen.iter().copied().filter(|_| dns).collect();
     let known = Known {
         snapshot: &snapshot,
         ranges: &ranges,
         names: &names,
+        by_name: &super::gate::frontends(settings, &snapshot, &listen),
         domain: &settings.dns.domain,
         live: &|_, _| None,
     };
@@ -186,10 +189,9 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
     runtime()?.block_on(async {
         let (snapshot, ranges) = begin(settings).await?;
         // Without the right to look, the full form is shown: that is what `run` installs where everything is there.
-        let (capabilities, backend) = match Reconciler::new(HostTools, &settings.intercept).await {
-            Ok(reconciler) => (reconciler.capabilities(), Some(reconciler.backend())),
-            Err(_) => (Capabilities::ALL, None),
-        };
+        let reconciler = Reconciler::new(HostTools, &settings.intercept).await.ok();
+        let capabilities = reconciler.as_ref().map_or(Capabilities::ALL, Reconciler::capabilities);
+        let backend = reconciler.as_ref().map(Reconciler::backend);
         let mut text = String::new();
         let proxy_port = match settings.proxy.port {
             0 => {
@@ -246,7 +248,11 @@ pub fn render_rules(settings: &Settings) -> anyhow::Result<String> {
                 let _ = writeln!(text, "# sets ({}): {}", family.family.as_str(), count(served, skipped, external));
             }
         }
-        for (family, rules) in render::save_form(&plan) {
+        let seen = match &reconciler {
+            Some(reconciler) => reconciler.preview(&plan).await.ok(),
+            None => None,
+        };
+        for (family, rules) in seen.unwrap_or_else(|| render::save_form(&plan, &BTreeSet::new())) {
             let program = match (backend, family) {
                 (Some(backend), family) => rules::apply::program_name(backend, family, "restore"),
                 (None, Family::V4) => "iptables-restore".to_owned(),

@@ -157,6 +157,7 @@ impl Reporter {
             snapshot: &snapshot,
             ranges: &self.shared.ranges.load(),
             names: &self.shared.dns.load(),
+            by_name: &super::gate::frontends(&self.settings, &snapshot, &self.shared.dns_listen.load()),
             domain: &self.settings.dns.domain,
             live: &live,
         };

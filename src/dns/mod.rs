@@ -24,8 +24,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context as _;
-use hickory_proto::op::ResponseCode;
-use hickory_proto::rr::Name;
+use hickory_proto::op::{Message, ResponseCode};
+use hickory_proto::rr::{Name, Record, RecordType};
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
@@ -310,30 +310,49 @@ impl Resolver {
             }
             return Step::Ask(query);
         };
+        match self.own(&query, self.zone.answer(&snapshot, &query.name, query.kind), tcp) {
+            Ok(reply) => Step::Reply(reply),
+            Err(_) => Step::Ask(query),
+        }
+    }
+
+    /// What can be said of a name without asking others; the outcome again where they must be asked.
+    fn own(&self, query: &Query, outcome: Outcome, tcp: bool) -> Result<Vec<u8>, Outcome> {
         let limit = query.limit(tcp);
-        let reply = match self.zone.answer(&snapshot, &query.name, query.kind) {
-            Outcome::Foreign | Outcome::Alias { .. } => return Step::Ask(query),
+        let missing = |records| {
+            query.answer(ResponseCode::NXDomain, records, Some(&self.zone.soa()), Vec::new(), limit)
+        };
+        let reply = match outcome {
+            Outcome::Foreign | Outcome::Alias { .. } => return Err(outcome),
             Outcome::Found { records, additional } => {
-                let soa = records.is_empty().then(|| self.zone.soa());
+                let soa = zone::is_negative(&records, query.kind).then(|| self.zone.soa());
                 query.answer(ResponseCode::NoError, records, soa.as_ref(), additional, limit)
             }
-            Outcome::Unknown => {
-                query.answer(ResponseCode::NXDomain, Vec::new(), Some(&self.zone.soa()), Vec::new(), limit)
-            }
+            Outcome::Unknown => missing(Vec::new()),
+            // The code is that of the last name (RFC 6604).
+            Outcome::Dangling { records } => missing(records),
+            // Not "no such name", which would be remembered.
+            Outcome::Astray => query.fail(ResponseCode::ServFail),
         };
         self.counters.cluster.fetch_add(1, Relaxed);
-        Step::Reply(reply)
+        Ok(reply)
     }
 
     /// Answers with the help of others.
     async fn finish(&self, query: &Query, tcp: bool) -> Vec<u8> {
         let outcome = (self.current)().map(|snapshot| self.zone.answer(&snapshot, &query.name, query.kind));
-        if let Some(Outcome::Alias { records, target }) = outcome {
-            self.counters.cluster.fetch_add(1, Relaxed);
-            return self.follow(query, records, target, tcp).await;
+        match outcome.map(|outcome| self.own(query, outcome, tcp)) {
+            // The Services have changed meanwhile.
+            Some(Ok(reply)) => reply,
+            Some(Err(Outcome::Alias { records, target })) => {
+                self.counters.cluster.fetch_add(1, Relaxed);
+                self.follow(query, records, target, tcp).await
+            }
+            _ => {
+                self.counters.foreign.fetch_add(1, Relaxed);
+                self.relay(query, tcp).await
+            }
         }
-        self.counters.foreign.fetch_add(1, Relaxed);
-        self.relay(query, tcp).await
     }
 
     /// Relays what a foreign server says.
@@ -351,24 +370,32 @@ impl Resolver {
         if answer.len() > query.limit(tcp) { query.truncated(0) } else { answer }
     }
 
-    /// Adds to an alias what its foreign target has. Without that the alias alone is an answer.
-    async fn follow(
-        &self,
-        query: &Query,
-        mut records: Vec<hickory_proto::rr::Record>,
-        target: Name,
-        tcp: bool,
-    ) -> Vec<u8> {
-        if let Some(onward) =
-            question(&target, query).map(|question| Query { question, name: target, ..query.clone() })
-            && let Some(kept) = self.forwarder.ask(&onward, tcp).await
-        {
-            let packet = kept.render(0, kept.flags(), &onward.question, Instant::now());
-            if let Ok(message) = hickory_proto::op::Message::from_vec(&packet) {
-                records.extend(message.answers);
-            }
+    /// Adds to an alias what its foreign target has. The code is that of the target (RFC 6604): an alias by itself would
+    /// say that the target has no such record, which nobody knows before it has been asked for.
+    async fn follow(&self, query: &Query, mut records: Vec<Record>, target: Name, tcp: bool) -> Vec<u8> {
+        let failure = || query.fail(ResponseCode::ServFail);
+        let Some(question) = question(&target, query) else { return failure() };
+        let onward = Query { question, name: target, ..query.clone() };
+        let Some(kept) = self.forwarder.ask(&onward, tcp).await else { return failure() };
+        let cut = kept.flags() & flag::TRUNCATED != 0;
+        if cut && !tcp {
+            return query.truncated(flag::AUTHORITATIVE);
         }
-        query.answer(ResponseCode::NoError, records, None, Vec::new(), query.limit(tcp))
+        let code = match kept.flags() & flag::CODE {
+            0 => ResponseCode::NoError,
+            3 => ResponseCode::NXDomain,
+            _ => return failure(),
+        };
+        let packet = kept.render(0, kept.flags(), &onward.question, Instant::now());
+        let Ok(theirs) = Message::from_vec(&packet) else { return failure() };
+        records.extend(theirs.answers);
+        let negative = code == ResponseCode::NXDomain || zone::is_negative(&records, query.kind);
+        if cut && negative {
+            return failure();
+        }
+        // It says for how long that there is nothing may be remembered; without one it may not be at all.
+        let soa = theirs.authorities.into_iter().find(|record| record.record_type() == RecordType::SOA);
+        query.answer(code, records, soa.filter(|_| negative).as_ref(), Vec::new(), query.limit(tcp))
     }
 }
 

@@ -94,8 +94,9 @@ pub fn layout(packet: &[u8]) -> Option<Layout> {
     let mut at = question_end(packet)?;
     let mut found = Layout::default();
     let [answers, authorities, others] = [6, 8, 10].map(|at| u16_at(packet, at));
-    let (answers, all) = (answers?, u32::from(answers?) + u32::from(authorities?) + u32::from(others?));
-    for _ in 0..all {
+    let (answers, all) =
+        (u32::from(answers?), u32::from(answers?) + u32::from(authorities?) + u32::from(others?));
+    for n in 0..all {
         let start = at;
         at = skip_name(packet, at)?;
         let (kind, ttl) = (u16_at(packet, at)?, u32_at(packet, at + 4)?);
@@ -109,9 +110,9 @@ pub fn layout(packet: &[u8]) -> Option<Layout> {
             }
         } else {
             found.ttls.push(at + 4);
-            // RFC 2308: a negative answer lives as long as the smaller of the two numbers.
+            // RFC 2308: a negative answer, which may begin with aliases, lives as long as the smaller of the two numbers.
             let own =
-                if kind == SOA && answers == 0 { ttl.min(u32_at(packet, end.checked_sub(4)?)?) } else { ttl };
+                if kind == SOA && n >= answers { ttl.min(u32_at(packet, end.checked_sub(4)?)?) } else { ttl };
             found.lowest_ttl = Some(found.lowest_ttl.map_or(own, |lowest| lowest.min(own)));
         }
         at = end;
@@ -207,6 +208,23 @@ mod tests {
         assert!(!answers(&plain, 8, QUESTION));
         assert!(!answers(&plain, 7, b"\x02ww\x07example\x03com\x00\x00\x01\x00\x01"));
         assert!(!answers(&with_question(7, 0, QUESTION), 7, QUESTION), "a query is no answer");
+    }
+
+    /// Behind an alias as well.
+    #[test]
+    fn there_is_nothing_for_no_longer_than_the_soa_says() {
+        for aliases in [0, 1] {
+            let mut packet = with_question(7, flag::RESPONSE, QUESTION);
+            put_u16(&mut packet, 6, aliases);
+            put_u16(&mut packet, 8, 1);
+            if aliases == 1 {
+                packet.extend(b"\xc0\x0c\x00\x05\x00\x01\x00\x00\x01\x2c\x00\x02\xc0\x10");
+            }
+            packet.extend(b"\xc0\x10\x00\x06\x00\x01\x00\x00\x0e\x10\x00\x18\xc0\x10\xc0\x10");
+            packet.extend([0; 16]);
+            packet.extend(7u32.to_be_bytes());
+            assert_eq!(layout(&packet).and_then(|found| found.lowest_ttl), Some(7), "{aliases} aliases");
+        }
     }
 
     #[test]

@@ -40,6 +40,13 @@ pub enum Outcome {
     },
     /// There is no such name.
     Unknown,
+    /// Aliases, and where they lead there is no such name in the zone.
+    Dangling {
+        /// The aliases.
+        records: Vec<Record>,
+    },
+    /// An alias that leads in a circle, too far, or to what is no name: nobody can say what is there.
+    Astray,
 }
 
 /// The cluster's domain.
@@ -106,7 +113,7 @@ impl Zone {
                 };
             }
             let Some(node) = self.find(snapshot, &asked) else {
-                return if records.is_empty() { Outcome::Unknown } else { found(records) };
+                return if records.is_empty() { Outcome::Unknown } else { Outcome::Dangling { records } };
             };
             let Node::External(target) = node else {
                 let (own, additional) = self.records(snapshot, &asked, kind, node);
@@ -114,7 +121,7 @@ impl Zone {
                 return Outcome::Found { records, additional };
             };
             let Ok(target) = Name::from_labels(target.split('.').map(str::as_bytes)) else {
-                return found(records);
+                return Outcome::Astray;
             };
             records.push(Record::from_rdata(asked, TTL, RData::CNAME(CNAME(target.clone()))));
             if kind == RecordType::CNAME {
@@ -122,7 +129,7 @@ impl Zone {
             }
             asked = target;
         }
-        found(records)
+        Outcome::Astray
     }
 
     fn below(&self, labels: &[&str]) -> Option<Name> {
@@ -282,6 +289,16 @@ fn service_node(snapshot: &Snapshot, service: &str, namespace: &str) -> Option<N
         None if ips.is_empty() => Some(Node::Empty),
         None => Some(Node::Service(ips.to_vec(), id)),
     }
+}
+
+/// Whether an answer to a question for `kind` says that there is none: at most aliases on the way there, and their
+/// signatures, stand in it.
+pub fn is_negative(records: &[Record], kind: RecordType) -> bool {
+    let answers = |record: &Record| match kind {
+        RecordType::ANY => record.record_type() != RecordType::CNAME,
+        kind => record.record_type() == kind,
+    };
+    !records.iter().any(answers)
 }
 
 fn found(records: Vec<Record>) -> Outcome {

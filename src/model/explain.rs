@@ -48,6 +48,8 @@ pub struct Known<'a> {
     pub ranges: &'a [IpNet],
     /// Where the cluster's own DNS is answered by this agent, whether or not it has a backend.
     pub names: &'a BTreeSet<Frontend>,
+    /// Where HTTP requests are answered by the name that they carry.
+    pub by_name: &'a BTreeSet<Frontend>,
     /// The cluster's domain.
     pub domain: &'a str,
     /// Adds health and counters.
@@ -56,9 +58,9 @@ pub struct Known<'a> {
 
 /// Explains `target`: `IP:PORT`, `[IPV6]:PORT`, `NAME:PORT`, `NAME`, each with `/tcp` (the default) or `/udp`.
 pub fn resolve(known: Known<'_>, target: &str) -> Result<Resolution, TargetError> {
-    let Known { snapshot, ranges, names, domain, live } = known;
+    let Known { snapshot, ranges, names, by_name, domain, live } = known;
     let asked = Target::parse(target, domain)?;
-    let explain = Explain { snapshot, ranges, names, live, target };
+    let explain = Explain { snapshot, ranges, names, by_name, live, target };
     Ok(match &asked.host {
         Host::Ip(ip) => explain.address(*ip, asked.port.as_ref(), asked.protocol),
         Host::Service(id) => explain.service(id, asked.port.as_ref(), asked.protocol),
@@ -123,6 +125,7 @@ struct Explain<'a> {
     snapshot: &'a Snapshot,
     ranges: &'a [IpNet],
     names: &'a BTreeSet<Frontend>,
+    by_name: &'a BTreeSet<Frontend>,
     live: LiveLookup<'a>,
     target: &'a str,
 }
@@ -157,6 +160,16 @@ impl Explain<'_> {
                 && let Some(answer) = self.external(SocketAddr::new(ip, *number), protocol)
             {
                 return answer;
+            }
+            if let Some(PortWord::Number(port)) = port
+                && self.by_name.contains(&Frontend { ip, port: *port, protocol })
+            {
+                let at = SocketAddr::new(ip, *port);
+                let why = format!(
+                    "{at} belongs to no Service, but this agent answers HTTP requests there for the service that their \
+                     Host names, if its port {port} is an HTTP port"
+                );
+                return self.elsewhere(Verdict::NotIntercepted, why);
             }
             return self.no_service_at(ip);
         }

@@ -52,16 +52,28 @@ impl<M: Machine> Reconciler<M> {
 
     pub(super) async fn write(&mut self, plan: &FamilyPlan, dump: &Dump) -> Result<(), RulesError> {
         let family = plan.family;
-        if self.backend == Backend::Nft {
-            for table in &plan.tables {
-                if dump.table(table.name).is_none_or(|now| now.has_chain(CREATED_CHAIN)) {
-                    self.created.insert((family, table.name));
-                }
-            }
-        }
+        self.created.extend(self.creates(plan, dump).into_iter().map(|table| (family, table)));
         self.verified = None;
         let script = render::install(plan, dump, &self.created_in(family));
         Ok(self.machine.restore(self.backend, family, &script).await?)
+    }
+
+    /// The tables of `plan` that exist only because of this program, or will, and so bear its mark. Legacy tables come with
+    /// the kernel.
+    fn creates(&self, plan: &FamilyPlan, dump: &Dump) -> Vec<&'static str> {
+        let ours = |name: &&str| dump.table(name).is_none_or(|now| now.has_chain(CREATED_CHAIN));
+        let names = plan.tables.iter().map(|table| table.name).filter(ours);
+        if self.backend == Backend::Nft { names.collect() } else { Vec::new() }
+    }
+
+    /// What [`Self::apply`] would have standing now, as `iptables-save` prints it: one text for each family. Changes
+    /// nothing.
+    pub async fn preview(&self, target: &Plan) -> Result<Vec<(Family, String)>, RulesError> {
+        let dumps = self.dumps(target).await?;
+        let created = target.families.iter().zip(&dumps);
+        let created = created
+            .flat_map(|(plan, dump)| self.creates(plan, dump).into_iter().map(|table| (plan.family, table)));
+        Ok(render::save_form(target, &created.collect()))
     }
 
     pub(super) fn read_back(&mut self, plan: &FamilyPlan, now: &Dump) {

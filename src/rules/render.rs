@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 
+use super::apply::Family;
 use super::dump::{Dump, Rule, Table};
 use super::names::{CREATED_CHAIN, is_own_chain};
 use super::plan::{FamilyPlan, Plan, jump};
@@ -91,17 +92,20 @@ pub(super) fn emptying(dump: &Dump) -> String {
     text
 }
 
-/// The plan as `iptables-save` prints it: one text for each family.
-pub fn save_form(plan: &Plan) -> Vec<(super::apply::Family, String)> {
-    plan.families.iter().map(|family| (family.family, family_save_form(family))).collect()
+/// The plan as `iptables-save` prints it: one text for each family. `created` names the tables that bear our mark.
+pub fn save_form(plan: &Plan, created: &BTreeSet<(Family, &'static str)>) -> Vec<(Family, String)> {
+    plan.families.iter().map(|family| (family.family, family_save_form(family, created))).collect()
 }
 
-fn family_save_form(plan: &FamilyPlan) -> String {
+fn family_save_form(plan: &FamilyPlan, created: &BTreeSet<(Family, &'static str)>) -> String {
     let mut text = String::new();
     for table in &plan.tables {
         let _ = writeln!(text, "*{}", table.name);
         for chain in &table.chains {
             let _ = writeln!(text, ":{} - [0:0]", chain.name);
+        }
+        if created.contains(&(plan.family, table.name)) {
+            let _ = writeln!(text, ":{CREATED_CHAIN} - [0:0]");
         }
         for (from, to) in &table.jumps {
             let _ = writeln!(text, "-A {from} {}", jump(to));
@@ -143,7 +147,6 @@ pub(super) fn stands_behind<'a>(table: &'a Table, from: &'a str, to: &str) -> Op
 
 #[cfg(test)]
 mod tests {
-    use super::super::apply::Family;
     use super::super::plan::{Capabilities, Wanted, plan};
     use super::*;
 
@@ -261,7 +264,7 @@ mod tests {
 
     #[test]
     fn as_iptables_save_prints_it() {
-        let text = save_form(&plan(&wanted(&["10.96.0.0/12"]), ALL)).remove(0).1;
+        let text = save_form(&plan(&wanted(&["10.96.0.0/12"]), ALL), &BTreeSet::new()).remove(0).1;
         insta::assert_snapshot!(text);
         assert!(Dump::parse(&text).is_ok());
     }

@@ -53,10 +53,12 @@ pub enum Fault {
         limit: u64,
     },
     /// The text is not UTF-8.
-    #[error("{}: line {line}: not UTF-8 text", .path.display())]
+    #[error("{}: document {document}, line {line}: not UTF-8 text", .path.display())]
     NotUtf8 {
         /// The file.
         path: PathBuf,
+        /// The document in the file, from 1.
+        document: usize,
         /// The first bad line, from 1.
         line: usize,
     },

@@ -29,6 +29,12 @@ pub enum TargetError {
         /// The port's text.
         port: String,
     },
+    /// An address by itself: the packet filter knows addresses with ports only.
+    #[error("target {target:?}: an address needs a port, as in IP:PORT")]
+    NoPort {
+        /// What was asked.
+        target: String,
+    },
     /// The part before the port.
     #[error(
         "target {target:?}: {host:?} is neither an IP address nor a name; expected SERVICE[.NAMESPACE[.svc[.DOMAIN]]]"
@@ -87,6 +93,7 @@ impl Target {
             ),
         };
         let host = match ip {
+            Some(_) if port.is_none() => return Err(TargetError::NoPort { target: target.to_owned() }),
             Some(ip) => Host::Ip(ip),
             None => name(host, domain)
                 .ok_or_else(|| TargetError::Host { target: target.to_owned(), host: host.to_owned() })?,

@@ -47,7 +47,7 @@ fn ranges() -> Vec<IpNet> {
 
 fn known<'a>(snapshot: &'a Snapshot, ranges: &'a [IpNet], live: LiveLookup<'a>) -> Known<'a> {
     static NAMES: BTreeSet<Frontend> = BTreeSet::new();
-    Known { snapshot, ranges, names: &NAMES, domain: DOMAIN, live }
+    Known { snapshot, ranges, names: &NAMES, by_name: &NAMES, domain: DOMAIN, live }
 }
 
 fn ask(target: &str) -> Resolution {
@@ -122,6 +122,22 @@ fn every_kind_of_target_gets_its_verdict() {
 }
 
 #[test]
+fn where_requests_are_answered_by_their_names_that_is_said() {
+    let by_name: BTreeSet<Frontend> =
+        [Frontend { ip: "169.254.96.16".parse().unwrap(), port: 80, protocol: Protocol::Tcp }].into();
+    let (world, ranges) = (world(), ranges());
+    let known = Known { by_name: &by_name, ..known(&world, &ranges, &|_, _| None) };
+    for (target, said) in
+        [("169.254.96.16:80", true), ("169.254.96.16:81", false), ("169.254.96.16:80/udp", false)]
+    {
+        let got = resolve(known, target).unwrap();
+        assert_eq!(got.verdict, Verdict::NotIntercepted, "{target}");
+        assert_eq!(got.why.contains("HTTP requests"), said, "{target}: {}", got.why);
+        assert_eq!(got.why.contains("outside of the captured ranges"), !said, "{target}: {}", got.why);
+    }
+}
+
+#[test]
 fn targets_that_cannot_be_read_say_what_is_expected() {
     for target in [
         "",
@@ -140,6 +156,10 @@ fn targets_that_cannot_be_read_say_what_is_expected() {
         "[fd00::1]x:80",
         "http://web:80",
         "fd00::zz",
+        // The same as on the command line.
+        "10.96.0.1",
+        "[fd00::1]",
+        "fd00::1/udp",
     ] {
         let error = resolve(known(&world(), &ranges(), &|_, _| None), target).unwrap_err();
         assert!(!error.to_string().is_empty(), "{target}");

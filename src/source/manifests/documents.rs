@@ -49,6 +49,17 @@ pub(super) fn read(text: &str, json: bool) -> Result<Found, Fault> {
     Ok(found)
 }
 
+/// The number of the document that goes on where `text`, the beginning of a file, ends.
+pub(super) fn number_after(text: &str, json: bool) -> usize {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    if json {
+        let values = serde_json::Deserializer::from_str(text).into_iter::<serde::de::IgnoredAny>();
+        return values.take_while(Result::is_ok).count() + 1;
+    }
+    // What comes next is content, so that the last document has some.
+    split(&format!("{text}?")).last().map_or(1, |doc| doc.number)
+}
+
 fn read_yaml(text: &str, found: &mut Found) -> Result<(), Fault> {
     for doc in split(text) {
         let fault = |error: &serde_saphyr::Error| {

@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use super::Fault;
+use super::{Fault, documents};
 
 /// Enough about each file to tell whether it was written, replaced, or made readable since.
 pub(super) type Stamps = Vec<(PathBuf, Option<Stamp>)>;
@@ -86,9 +86,9 @@ pub(super) fn read(path: &Path, limit: u64) -> Result<String, Fault> {
         return Err(Fault::TooLarge { path: path.to_owned(), limit });
     }
     String::from_utf8(bytes).map_err(|e| {
-        let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
-        let line = good.split(|b| *b == b'\n').count();
-        Fault::NotUtf8 { path: path.to_owned(), line }
+        let good = String::from_utf8_lossy(&e.as_bytes()[..e.utf8_error().valid_up_to()]);
+        let (document, line) = (documents::number_after(&good, is_json(path)), good.split('\n').count());
+        Fault::NotUtf8 { path: path.to_owned(), document, line }
     })
 }
 

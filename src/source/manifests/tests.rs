@@ -81,9 +81,16 @@ fn what_cannot_be_read_is_named() {
     assert_eq!(load(dir.path()).unwrap_err(), Fault::Missing { path: at("link.yaml") });
     fs::remove_file(at("link.yaml")).unwrap();
 
-    fs::write(at("latin1.yaml"), b"a: 1\nb: 1\nname: caf\xe9\n").unwrap();
-    assert_eq!(load(dir.path()).unwrap_err(), Fault::NotUtf8 { path: at("latin1.yaml"), line: 3 });
-    fs::remove_file(at("latin1.yaml")).unwrap();
+    for (name, bytes, document, line) in [
+        ("latin1.yaml", &b"a: 1\nb: 1\nname: caf\xe9\n"[..], 1, 3),
+        ("latin1.yaml", b"a: 1\n---\nb: 1\n---\n\xe9: 1\n", 3, 5),
+        ("latin1.yaml", b"\xff", 1, 1),
+        ("latin1.json", b"{\"a\": 1}\n{\"b\": \"\xe9\"}\n", 2, 2),
+    ] {
+        fs::write(at(name), bytes).unwrap();
+        assert_eq!(load(dir.path()).unwrap_err(), Fault::NotUtf8 { path: at(name), document, line });
+        fs::remove_file(at(name)).unwrap();
+    }
 
     assert_eq!(load(Path::new("/dev/zero")).unwrap_err(), Fault::Special { path: "/dev/zero".into() });
     nix::unistd::mkfifo(&at("pipe.yaml"), nix::sys::stat::Mode::S_IRWXU).unwrap();
