@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use edgesplice::net::queue::Queue;
 use lab::{
-    Agent, AgentBuilder, Lab, Netns, Node, Pod, Server, errno, eventually, objects, read_all,
+    Agent, AgentBuilder, Lab, Netns, Node, Pod, Server, errno, eventually, objects, read_all, read_until,
     with_either_backend,
 };
 use nix::errno::Errno;
@@ -417,14 +417,7 @@ fn an_answer_in_two_pieces_waits_for_no_acknowledgement() {
             let mut stream = pod.connect(to).expect("the service");
             // At once, so that it is there before a backend is dialled.
             stream.write_all(b"GET / HTTP/1.1\r\nHost: web\r\n\r\n").expect("a request");
-            let mut answer = Vec::new();
-            while !answer.ends_with(b"whole") {
-                let mut some = [0; 1024];
-                match stream.read(&mut some).expect("an answer") {
-                    0 => panic!("{}", String::from_utf8_lossy(&answer)),
-                    length => answer.extend_from_slice(&some[..length]),
-                }
-            }
+            read_until(&mut stream, b"whole");
         }
         let delayed = delayed_acknowledgements(&a) - before;
         assert!(delayed < ASKED / 2, "{delayed} acknowledgements were late for {ASKED} answers of {to}");

@@ -235,14 +235,7 @@ fn what_a_killed_worker_had_in_hand_is_reset() {
         stream.read_exact(&mut half).expect("half of the answer");
         let mut request = client.connect_within("10.96.0.51:80", SOON).expect("the service");
         request.write_all(b"GET / HTTP/1.0\r\n\r\n").expect("a request");
-        let mut answer = Vec::new();
-        while !answer.ends_with(b"\r\n\r\nhalf") {
-            let mut some = [0; 1024];
-            match request.read(&mut some).expect("the answer's first half") {
-                0 => panic!("{}", String::from_utf8_lossy(&answer)),
-                length => answer.extend_from_slice(&some[..length]),
-            }
-        }
+        let answer = lab::read_until(&mut request, b"\r\n\r\nhalf");
         let mut waiting = client.connect_within("10.96.0.52:80", SOON).expect("the service");
         std::thread::sleep(Duration::from_millis(100));
         let last = kill_worker(&agent);

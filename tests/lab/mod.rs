@@ -40,7 +40,7 @@ pub use agent::{Agent, AgentBuilder, PROGRAM, SERVICE_CIDRS};
 pub use node::{Node, Pod};
 pub use ns::Netns;
 pub use process::{Process, Run};
-pub use serve::{Datagrams, Server, errno, http_get, read_all, reset};
+pub use serve::{Datagrams, Server, errno, http_get, read_all, read_until, reset};
 pub use state::State;
 pub use traffic::{Asked, Client, Kind, Outcome, Tally, Traffic, question};
 

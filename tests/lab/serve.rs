@@ -158,6 +158,18 @@ pub fn read_all(stream: &mut TcpStream) -> std::io::Result<String> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Reads until what has come ends with `last`.
+pub fn read_until(stream: &mut TcpStream, last: &[u8]) -> Vec<u8> {
+    let (mut all, mut some) = (Vec::new(), [0; 1024]);
+    while !all.ends_with(last) {
+        match stream.read(&mut some).expect("more of an answer") {
+            0 => panic!("it ended with {}", String::from_utf8_lossy(&all)),
+            length => all.extend_from_slice(&some[..length]),
+        }
+    }
+    all
+}
+
 /// Asks for `path` over a fresh connection. Returns the status code and the body.
 pub fn http_get(stream: &mut TcpStream, path: &str) -> std::io::Result<(u16, String)> {
     stream.write_all(format!("GET {path} HTTP/1.0\r\nHost: lab\r\nConnection: close\r\n\r\n").as_bytes())?;
