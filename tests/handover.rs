@@ -499,6 +499,26 @@ fn a_reload_takes_the_program_that_is_on_disk_by_then() {
     works_and_leaves_nothing(&scene, agent, &before, "after two reloads");
 }
 
+/// One that dies before it has given the node away is not waited for at the end.
+#[test]
+fn a_worker_that_dies_during_a_reload_holds_up_no_end() {
+    let scene = Scene::new("reload-dies");
+    let before = scene.node.state();
+    let program = copy(&scene.lab);
+    let mut agent = scene.agent("nft").program(&program.display().to_string()).start();
+    let first = Pid::from_raw(i32::try_from(agent.worker()).expect("process ids fit"));
+    // So that it cannot answer the one that comes.
+    kill(first, Signal::SIGSTOP).expect("a live worker");
+    agent.signal(Signal::SIGHUP);
+    let children = format!("/proc/{0}/task/{0}/children", agent.pid());
+    let count = || std::fs::read_to_string(&children).expect("a keeper").split_whitespace().count();
+    eventually("a second worker", SOON, || (count() == 2).then_some(()));
+    kill(first, Signal::SIGKILL).expect("a stopped worker");
+    eventually("the first one's end", SOON, || (count() == 1).then_some(()));
+    agent.wait_ready();
+    works_and_leaves_nothing(&scene, agent, &before, "after a death during a reload");
+}
+
 /// As a package manager does: the old file is gone, another has its name.
 fn replace(lab: &Lab, program: &Path) {
     let newer = lab.dir().join("edgesplice-newer");

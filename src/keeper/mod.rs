@@ -12,9 +12,9 @@
 //! disk too, in the same process (`resume`).
 //!
 //! What lives here: starting and watching the worker (`worker`), the protocol between the two (`store`), going on as
-//! another version (`resume`), and the policies of watching and of restarts, which are pure. What does not: anything that can fail in interesting ways. The keeper
-//! parses no configuration, opens no file and talks to nobody but its worker; what that one has given up (`confine`), it
-//! gives up too when told.
+//! another version (`resume`), and the policies of watching and of restarts, which are pure. What does not: anything that
+//! can fail in interesting ways. The keeper parses no configuration, opens no file and talks to nobody but its worker;
+//! what that one has given up (`confine`), it gives up too when told.
 
 mod policy;
 mod resume;
@@ -253,7 +253,7 @@ impl Keeper {
             let is_watched = worker.is_watched() || next.is_some_and(Worker::is_watched);
             let look = is_watched.then(|| PollTimeout::try_from(watch::LOOK).ok()).flatten();
             self.wait([worker.socket(), next.and_then(Worker::socket)], look.unwrap_or(PollTimeout::NONE))?;
-            let mut gives_way = false;
+            let (mut gives_way, mut died) = (false, false);
             while let Some(word) = worker.hear()? {
                 match word {
                     store::Heard::Keep(name, sockets) if !self.policy.has_yielded() => {
@@ -297,12 +297,14 @@ impl Keeper {
                         return Ok(ended);
                     }
                     // Whoever is about to take over does so all the sooner.
-                    gives_way = true;
+                    (gives_way, died) = (true, true);
                 }
             }
             if gives_way && let Some((next, held)) = successor.take() {
                 let former = std::mem::replace(worker, next);
-                self.leaving.push(former.pid);
+                if !died {
+                    self.leaving.push(former.pid);
+                }
                 self.held = held;
                 self.renewed = true;
                 // Its words count from now on; that it is ready it may have said before.
